@@ -1,0 +1,113 @@
+"""The recipe: WHAT a programme is, as one typed tree.
+
+`Recipe` is what `recipe.load.load_recipe` returns. Shapes that cannot exist are refused here, each
+with the key's path; doubtful ones are the planner's business.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from ikirere.recipe.sections import (
+    Data,
+    Dpo,
+    Evaluate,
+    Gate,
+    Hardware,
+    Positive,
+    Pretrain,
+    Section,
+    Serve,
+    Sft,
+    Stated,
+    Tokenizer,
+    Tracker,
+)
+
+
+class Model(Section):
+    """Shape of the network. Names are those of Hugging Face configurations."""
+
+    family: Literal["decoder", "recursive"] = "decoder"
+    vocab_size: Positive
+    hidden_size: Positive
+    num_hidden_layers: Positive
+    num_attention_heads: Positive
+    num_key_value_heads: Positive
+    head_dim: Positive | None = Field(None, description="default: hidden_size / num_attention_heads")
+    intermediate_size: Positive
+    max_position_embeddings: Positive
+    rope_theta: float = Field(10_000.0, gt=0)
+    rms_norm_eps: float = Field(1e-5, gt=0)
+    qk_norm: bool = Field(False, description="RMSNorm on each query and key head (Qwen3)")
+    tie_word_embeddings: bool = True
+    initializer_range: float = Field(0.02, gt=0)
+    layer_pattern: str = Field("full", description="mixers repeated to depth, e.g. 'full' or 'kda*3 full'")
+    mixers: dict[str, dict[str, Any]] = Field({}, description="settings of each mixer of the pattern")
+
+    @property
+    def head_size(self) -> int:
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @model_validator(mode="after")
+    def _shape(self) -> Model:
+        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                f"{self.num_attention_heads}; give head_dim or change one of them"
+            )
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} is not divisible by num_key_value_heads "
+                f"{self.num_key_value_heads}"
+            )
+        if self.head_size % 2:
+            raise ValueError(f"head_dim {self.head_size} is odd; RoPE turns pairs")
+        return self
+
+
+class Recipe(Section):
+    """One programme."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")
+    description: str = ""
+    seed: int = 0
+    stages: tuple[str, ...] = Field(min_length=1, description="stage names in order")
+    hardware: Hardware
+    stated: Stated = Stated()
+    tracker: Tracker = Tracker()
+    data: Data
+    tokenizer: Tokenizer
+    model: Model
+    pretrain: Pretrain
+    sft: Sft | None = None
+    dpo: Dpo | None = None
+    evaluate: Evaluate = Evaluate()
+    serve: Serve = Serve()
+    planned: dict[str, dict[str, Any]] = Field(
+        {}, description="settings of stages that have no section of their own, kept and shown as written"
+    )
+    gates: dict[str, tuple[Gate, ...]] = Field({}, description="ship gates by stage")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        if len(set(self.stages)) != len(self.stages):
+            raise ValueError(f"stages: each stage once, got {', '.join(self.stages)}")
+        for stage in self.gates:
+            if stage not in self.stages:
+                raise ValueError(f"gates.{stage}: no such stage; stages are {', '.join(self.stages)}")
+        for section in ("sft", "dpo"):
+            if section in self.stages and getattr(self, section) is None:
+                raise ValueError(f"{section}: the stage is listed, so this section is needed")
+        domains = {s.domain for s in self.data.sources if s.domain} | {
+            kind for s in self.data.sources if s.kind == "python-environment" and s.domain is None for kind in s.include
+        }
+        for i, phase in enumerate(self.pretrain.phases):
+            if missing := sorted(set(phase.mixture) - domains):
+                raise ValueError(
+                    f"pretrain.phases.{i}.mixture: no source gives the domain {', '.join(missing)}; "
+                    f"domains are {', '.join(sorted(domains))}"
+                )
+        return self

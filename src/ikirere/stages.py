@@ -1,0 +1,26 @@
+"""The stages that are built: one line each. A recipe may name others; `run` says which are missing."""
+
+from __future__ import annotations
+
+import importlib
+
+from ikirere.programme.stage import Stage
+
+STAGES: dict[str, str] = {
+    "data": "ikirere.data.stage:DataStage",
+    "tokenizer": "ikirere.tokenizer.stage:TokenizerStage",
+    "shards": "ikirere.data.stage:ShardStage",
+    "pretrain": "ikirere.pretrain.stage:PretrainStage",
+    "sft": "ikirere.posttrain.stage:SftStage",
+    "dpo": "ikirere.posttrain.stage:DpoStage",
+    "evaluate": "ikirere.eval.stage:EvaluateStage",
+    "report": "ikirere.report.stage:ReportStage",
+}
+
+
+def load_stage(name: str) -> Stage | None:
+    """The stage of that name, or None where it is not built."""
+    if name not in STAGES:
+        return None
+    module, attribute = STAGES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)()
