@@ -97,9 +97,7 @@ def measure(
     confidence: float = 0.95,
 ) -> Metric:
     """Derive a metric from `folder/raw`. Deterministic. Raises UserError where rows or fields are missing."""
-    rows = [
-        row for row in read_rows(folder / raw) if all(row.get(k) == v for k, v in (where or {}).items())
-    ]
+    rows = [row for row in read_rows(folder / raw) if all(row.get(k) == v for k, v in (where or {}).items())]
     if not rows:
         raise UserError(f"{folder / raw}: no rows for metric {name}" + (f" where {where}" if where else ""))
     try:

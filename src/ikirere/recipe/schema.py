@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ikirere.recipe import mixers as _mixers
 from ikirere.recipe.sections import (
     Data,
     Dpo,
@@ -36,20 +37,31 @@ class Model(Section):
     num_hidden_layers: Positive
     num_attention_heads: Positive
     num_key_value_heads: Positive
-    head_dim: Positive | None = Field(None, description="default: hidden_size / num_attention_heads")
+    head_dim: Positive | None = Field(default=None, description="default: hidden_size / num_attention_heads")
     intermediate_size: Positive
     max_position_embeddings: Positive
-    rope_theta: float = Field(10_000.0, gt=0)
-    rms_norm_eps: float = Field(1e-5, gt=0)
-    qk_norm: bool = Field(False, description="RMSNorm on each query and key head (Qwen3)")
+    rope_theta: float = Field(default=10_000.0, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0)
+    qk_norm: bool = Field(default=False, description="RMSNorm on each query and key head (Qwen3)")
     tie_word_embeddings: bool = True
-    initializer_range: float = Field(0.02, gt=0)
-    layer_pattern: str = Field("full", description="mixers repeated to depth, e.g. 'full' or 'kda*3 full'")
-    mixers: dict[str, dict[str, Any]] = Field({}, description="settings of each mixer of the pattern")
+    initializer_range: float = Field(default=0.02, gt=0)
+    layer_pattern: str = Field(
+        default="full", description="mixers repeated to depth, e.g. 'full' or 'kda*3 full'"
+    )
+    mixers: dict[str, dict[str, Any]] = Field(default={}, description="settings of each mixer of the pattern")
 
     @property
     def head_size(self) -> int:
         return self.head_dim or self.hidden_size // self.num_attention_heads
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The mixer of each layer."""
+        return _mixers.layers(self.layer_pattern, self.num_hidden_layers)
+
+    def mixer(self, name: str) -> Section:
+        """Settings of a mixer, defaults where the recipe gives none."""
+        return _mixers.settings(name, self.mixers.get(name, {}))
 
     @model_validator(mode="after")
     def _shape(self) -> Model:
@@ -65,6 +77,9 @@ class Model(Section):
             )
         if self.head_size % 2:
             raise ValueError(f"head_dim {self.head_size} is odd; RoPE turns pairs")
+        _mixers.period(self.layer_pattern)
+        for name, values in self.mixers.items():
+            _mixers.settings(name, values)
         return self
 
 
@@ -87,9 +102,10 @@ class Recipe(Section):
     evaluate: Evaluate = Evaluate()
     serve: Serve = Serve()
     planned: dict[str, dict[str, Any]] = Field(
-        {}, description="settings of stages that have no section of their own, kept and shown as written"
+        default={},
+        description="settings of stages that have no section of their own, kept and shown as written",
     )
-    gates: dict[str, tuple[Gate, ...]] = Field({}, description="ship gates by stage")
+    gates: dict[str, tuple[Gate, ...]] = Field(default={}, description="ship gates by stage")
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
@@ -98,13 +114,24 @@ class Recipe(Section):
         for stage in self.gates:
             if stage not in self.stages:
                 raise ValueError(f"gates.{stage}: no such stage; stages are {', '.join(self.stages)}")
+        for stage in self.planned:
+            if stage not in self.stages:
+                raise ValueError(f"planned.{stage}: no such stage; stages are {', '.join(self.stages)}")
         for section in ("sft", "dpo"):
             if section in self.stages and getattr(self, section) is None:
                 raise ValueError(f"{section}: the stage is listed, so this section is needed")
         domains = {s.domain for s in self.data.sources if s.domain} | {
-            kind for s in self.data.sources if s.kind == "python-environment" and s.domain is None for kind in s.include
+            kind
+            for s in self.data.sources
+            if s.kind == "python-environment" and s.domain is None
+            for kind in s.include
         }
         for i, phase in enumerate(self.pretrain.phases):
+            if phase.attention is not None:
+                try:
+                    _mixers.period(phase.attention)
+                except ValueError as error:
+                    raise ValueError(f"pretrain.phases.{i}.attention: {error}") from None
             if missing := sorted(set(phase.mixture) - domains):
                 raise ValueError(
                     f"pretrain.phases.{i}.mixture: no source gives the domain {', '.join(missing)}; "

@@ -18,7 +18,7 @@ Weights = dict[str, Annotated[float, Field(ge=0.0)]]
 class Section(BaseModel):
     """A mapping in which unknown keys are errors and values cannot be changed after reading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 # ---------------------------------------------------------------- data
@@ -30,8 +30,12 @@ class PythonEnvironment(Section):
     kind: Literal["python-environment"]
     name: str = "python-environment"
     include: tuple[Literal["code", "docs"], ...] = ("code", "docs")
-    domain: str | None = Field(None, description="one domain for all documents; default: code and docs")
-    slice: str = Field("1/1", pattern=r"^\d+/\d+$", description="i/n: the i-th of n disjoint slices of distributions")
+    domain: str | None = Field(
+        default=None, description="one domain for all documents; default: code and docs"
+    )
+    slice: str = Field(
+        default="1/1", pattern=r"^\d+/\d+$", description="i/n: the i-th of n disjoint slices of distributions"
+    )
     max_bytes: Positive | None = None
 
 
@@ -43,10 +47,12 @@ class Local(Section):
     path: str = Field(description="absolute, relative to the recipe, or starting with ${IKIRERE_DATA}")
     domain: str
     text_field: str = "text"
-    licence: str | None = Field(None, description="SPDX id of all documents, where rows carry none")
+    licence: str | None = Field(default=None, description="SPDX id of all documents, where rows carry none")
     licence_field: str | None = "spdx"
-    group_field: str | None = Field(None, description="column by which documents are split; default: the file")
-    pattern: str = Field("**/*", description="glob below path, for folders")
+    group_field: str | None = Field(
+        default=None, description="column by which documents are split; default: the file"
+    )
+    pattern: str = Field(default="**/*", description="glob below path, for folders")
     max_bytes: Positive | None = None
 
 
@@ -65,7 +71,9 @@ class Hub(Section):
     licence: str | None = None
     licence_field: str | None = None
     group_field: str | None = None
-    mirror: str | None = Field(None, description="glob below IKIRERE_DATA, used where that variable is set")
+    mirror: str | None = Field(
+        default=None, description="glob below IKIRERE_DATA, used where that variable is set"
+    )
     max_bytes: Positive | None = None
 
 
@@ -74,10 +82,14 @@ Source = Annotated[PythonEnvironment | Local | Hub, Field(discriminator="kind")]
 
 class Data(Section):
     sources: tuple[Source, ...] = Field(min_length=1)
-    heldout: Fraction = Field(0.05, description="share of each domain's bytes kept out of training, by whole groups")
+    heldout: Fraction = Field(
+        default=0.05, description="share of each domain's bytes kept out of training, by whole groups"
+    )
     licences: Literal["permissive", "any"] = "permissive"
     max_document_bytes: Positive = 1_000_000
-    evaluation_sets: tuple[str, ...] = Field((), description="benchmarks that no training source may contain")
+    evaluation_sets: tuple[str, ...] = Field(
+        default=(), description="benchmarks that no training source may contain"
+    )
 
 
 # ---------------------------------------------------------------- tokenizer
@@ -86,9 +98,13 @@ class Data(Section):
 class Tokenizer(Section):
     kind: Literal["unigram", "bpe", "pretrained"]
     vocab_size: Positive = Field(description="all ids, special tokens included")
-    pretrained: str | None = Field(None, description="kind pretrained: hub name, folder or tokenizer.json")
+    pretrained: str | None = Field(
+        default=None, description="kind pretrained: hub name, folder or tokenizer.json"
+    )
     train_bytes: Positive = 20_000_000
-    mixture: Weights = Field({}, description="share of training bytes by domain; empty: as the data is")
+    mixture: Weights = Field(
+        default={}, description="share of training bytes by domain; empty: as the data is"
+    )
     split_digits: bool = True
     preserve: tuple[str, ...] = ("_", "/", ".", "::", "()", "{}", "[]", ";", ",")
 
@@ -104,13 +120,19 @@ class Tokenizer(Section):
 
 class Optimizer(Section):
     name: Literal["adamw", "muon"] = "adamw"
-    lr: Annotated[float, Field(gt=0)] = Field(description="peak rate of AdamW (with muon: of embeddings, norms, head)")
-    muon_lr: Annotated[float, Field(gt=0)] | None = Field(None, description="peak rate of Muon on 2-D hidden weights")
+    lr: Annotated[float, Field(gt=0)] = Field(
+        description="peak rate of AdamW (with muon: of embeddings, norms, head)"
+    )
+    muon_lr: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="peak rate of Muon on 2-D hidden weights"
+    )
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     momentum: Fraction = 0.95
-    grad_clip: Annotated[float, Field(ge=0)] = Field(1.0, description="global gradient norm; 0 switches it off")
+    grad_clip: Annotated[float, Field(ge=0)] = Field(
+        default=1.0, description="global gradient norm; 0 switches it off"
+    )
 
     @model_validator(mode="after")
     def _muon(self) -> Optimizer:
@@ -121,9 +143,13 @@ class Optimizer(Section):
 
 class Schedule(Section):
     name: Literal["wsd", "cosine", "constant"] = "wsd"
-    warmup: Annotated[float, Field(ge=0)] = Field(0.02, description="below 1: a fraction of all steps; else steps")
-    decay: Annotated[float, Field(ge=0)] = Field(0.2, description="wsd only: below 1: a fraction of all steps; else steps")
-    min_ratio: Fraction = Field(0.0, description="last rate over peak rate")
+    warmup: Annotated[float, Field(ge=0)] = Field(
+        default=0.02, description="below 1: a fraction of all steps; else steps"
+    )
+    decay: Annotated[float, Field(ge=0)] = Field(
+        default=0.2, description="wsd only: below 1: a fraction of all steps; else steps"
+    )
+    min_ratio: Fraction = Field(default=0.0, description="last rate over peak rate")
 
 
 class Phase(Section):
@@ -135,8 +161,13 @@ class Phase(Section):
     batch_size: Positive = Field(description="sequences per optimiser step, over all devices")
     mixture: Weights = Field(description="share of tokens by domain")
     rope_theta: Annotated[float, Field(gt=0)] | None = None
-    attention: str | None = Field(None, description="layer pattern of this phase where it differs from the model's")
-    long_fraction: Fraction | None = Field(None, description="share of tokens from documents longer than a quarter of the length")
+    attention: str | None = Field(
+        default=None, description="layer pattern of this phase where it differs from the model's"
+    )
+    long_fraction: Fraction | None = Field(
+        default=None, description="share of tokens from documents longer than a quarter of the length"
+    )
+    context_parallel: Positive = Field(default=1, description="devices that share one sequence")
 
 
 class Milestone(Section):
@@ -151,7 +182,9 @@ class Training(Section):
 
     optimizer: Optimizer
     schedule: Schedule = Schedule()
-    micro_batch_size: Positive | None = Field(None, description="sequences per forward pass and device; default: all")
+    micro_batch_size: Positive | None = Field(
+        default=None, description="sequences per forward pass and device; default: all"
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"
     activation_checkpointing: bool = False
@@ -163,9 +196,11 @@ class Training(Section):
 
 class Pretrain(Training):
     phases: tuple[Phase, ...] = Field(min_length=1)
-    z_loss: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of logsumexp(logits)^2")
+    z_loss: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of logsumexp(logits)^2")
     evaluate_every: Positive | None = None
-    evaluate_bytes: Positive = Field(400_000, description="held-out bytes per domain for bits per byte")
+    evaluate_bytes: Positive = Field(
+        default=400_000, description="held-out bytes per domain for bits per byte"
+    )
     milestones: tuple[Milestone, ...] = ()
 
     @property
@@ -182,8 +217,12 @@ class Sft(Training):
     batch_size: Positive = Field(description="packed sequences per optimiser step")
     sequence_length: Positive
     rows: Positive = Field(description="training conversations generated or read")
-    mixture: Weights = Field(description="share of rows by kind: calculator, units, strings, documents, chat, direct")
-    rows_files: tuple[str, ...] = Field((), description="further JSONL files of `messages` + `tools` rows")
+    mixture: Weights = Field(
+        description="share of rows by kind: calculator, units, strings, documents, chat, direct"
+    )
+    rows_files: tuple[str, ...] = Field(
+        default=(), description="further JSONL files of `messages` + `tools` rows"
+    )
 
 
 class Dpo(Training):
@@ -194,8 +233,13 @@ class Dpo(Training):
     heldout_pairs: Positive = 200
     beta: Annotated[float, Field(gt=0)] = 0.1
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
-    on_policy: Fraction = Field(0.5, description="share of pairs whose rejected answer the SFT model wrote itself")
-    sft_weight: Annotated[float, Field(ge=0)] = Field(0.0, description="weight of the chosen answer's mean negative log-likelihood added to the loss")
+    on_policy: Fraction = Field(
+        default=0.5, description="share of pairs whose rejected answer the SFT model wrote itself"
+    )
+    sft_weight: Annotated[float, Field(ge=0)] = Field(
+        default=0.0,
+        description="weight of the chosen answer's mean negative log-likelihood added to the loss",
+    )
     reference_device: Literal["same", "cpu"] = "same"
     pairs_files: tuple[str, ...] = ()
 
@@ -204,18 +248,22 @@ class Dpo(Training):
 
 
 class Evaluate(Section):
-    questions: dict[str, Positive] = Field({}, description="held-out questions by kind")
+    questions: dict[str, Positive] = Field(default={}, description="held-out questions by kind")
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_new_tokens: Positive = 128
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    benchmarks: tuple[dict[str, Any], ...] = Field((), description="specified benchmarks with shots and splits")
+    benchmarks: tuple[dict[str, Any], ...] = Field(
+        default=(), description="specified benchmarks with shots and splits"
+    )
 
 
 class Serve(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    context: Positive | None = Field(None, description="longest prompt + answer in tokens; default: the model's")
-    slots: Positive = Field(4, description="requests decoded together")
+    context: Positive | None = Field(
+        default=None, description="longest prompt + answer in tokens; default: the model's"
+    )
+    slots: Positive = Field(default=4, description="requests decoded together")
     kv_cache_bits: Literal[4, 8, 16, 32] = 16
     latency_p95_ms: Annotated[float, Field(gt=0)] | None = None
     export: tuple[Literal["safetensors", "gguf-q8_0", "gguf-q4_k_m", "tensorrt-llm"], ...] = ("safetensors",)
@@ -224,7 +272,9 @@ class Serve(Section):
 class Tracker(Section):
     kind: Literal["trackio", "wandb", "none"] = "trackio"
     project: str = "ikirere"
-    key: str | None = Field(None, description="wandb API key; WANDB_API_KEY is read where this is empty")
+    key: str | None = Field(
+        default=None, description="wandb API key; WANDB_API_KEY is read where this is empty"
+    )
 
 
 class Gate(Section):
@@ -238,9 +288,11 @@ class Gate(Section):
 
 
 class Hardware(Section):
-    device: str = Field(description="cpu, or a card of the planner's table: h100-80gb, h200, t4, rtx3060-12gb, ...")
+    device: str = Field(
+        description="cpu, or a card of the planner's table: h100-80gb, h200, t4, rtx3060-12gb, ..."
+    )
     count: Positive = 1
-    mfu: Fraction = Field(0.4, description="model FLOPs utilisation assumed for hours")
+    mfu: Fraction = Field(default=0.4, description="model FLOPs utilisation assumed for hours")
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "bf16"
 
 
@@ -251,7 +303,8 @@ class Stated(Section):
     tokens: float | None = None
     tokenizer_vocabulary: Positive | None = None
     throughput_tokens_per_second: float | None = None
-    throughput_steps_per_second: float | None = None
+    throughput_steps_per_second: float | None = Field(default=None, description="in the first phase")
+    phase_steps_per_second: dict[str, float] = Field(default={}, description="by name of the phase")
     days: float | None = None
-    checkpoints: dict[str, float] = Field({}, description="stated tokens seen after `step_<n>`")
+    checkpoints: dict[str, float] = Field(default={}, description="stated tokens seen after `step_<n>`")
     notes: tuple[str, ...] = ()

@@ -1,0 +1,74 @@
+# make demo | test | lint | bench | clean. One environment, .venv, made once and used again, also offline.
+
+MIN := 3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+STAMPS := $(VENV)/.stamps
+CONSTRAINTS := $(wildcard constraints.txt)
+DEPS := pyproject.toml $(CONSTRAINTS)
+PYTEST ?=
+
+.PHONY: demo test lint bench clean help
+
+help:
+	@echo "make demo   the whole programme on real text, in under 15 minutes on two cores"
+	@echo "make test   the test suite"
+	@echo "make lint   format, style, types and floors"
+	@echo "make bench  measurements beside other code bases"
+	@echo "make clean  remove the environment, caches and build products (runs/ stays)"
+
+demo: $(STAMPS)/base
+	$(VENV)/bin/ikirere run recipes/demo.yaml
+
+test: $(STAMPS)/test
+	$(PY) -m pytest -n 2 --dist loadfile $(PYTEST)
+
+lint: $(STAMPS)/lint
+	$(VENV)/bin/ruff format --check src tests benchmarks
+	$(VENV)/bin/ruff check src tests benchmarks
+	$(VENV)/bin/mypy src
+	$(VENV)/bin/lint-imports --no-logo
+
+bench: $(STAMPS)/test
+	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src -name '*.egg-info' -type d -prune -exec rm -rf {} +
+
+# The first python that is new enough; PYTHON=/path/to/python goes first.
+$(PY):
+	@found=; \
+	for candidate in $(PYTHON) python3 python3.11 python3.12 python3.13 python3.14 python; do \
+	  if command -v $$candidate >/dev/null 2>&1 && \
+	     $$candidate -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(MIN)".split("."))))' 2>/dev/null; \
+	  then found=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	  echo "error: no Python $(MIN) or newer found; install one (Debian: apt install python3 python3-venv) or give PYTHON=/path/to/python" >&2; exit 2; \
+	fi; \
+	$$found -m venv $(VENV) || { rm -rf $(VENV); \
+	  echo "error: $$found cannot make an environment; install its venv module (Debian: apt install python3-venv)" >&2; exit 2; }
+
+# A stamp per set of extras. pip resolves against constraints.txt once; without that file's exact versions
+# at hand (another Python, another platform) it takes what pyproject.toml allows.
+define install
+	@mkdir -p $(STAMPS)
+	@echo "installing ikirere$(1) into $(VENV)"
+	@$(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.$(1)' || $(PIP) -e '.$(1)' || { \
+	  echo "error: packages could not be installed; the first installation needs a package index" >&2; exit 2; }
+	@touch $@
+endef
+
+$(STAMPS)/base: $(DEPS) | $(PY)
+	$(call install,)
+
+$(STAMPS)/test: $(DEPS) | $(PY)
+	$(call install,[test])
+	@touch $(STAMPS)/base
+
+$(STAMPS)/lint: $(DEPS) | $(PY)
+	$(call install,[test,lint])
+	@touch $(STAMPS)/base $(STAMPS)/test

@@ -1,0 +1,174 @@
+"""The front door: one command per verb. Nothing is imported before it is needed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ikirere import __version__
+
+app = typer.Typer(
+    name="ikirere",
+    help="A foundry for small language models: one recipe from raw text to a served, tool-using model.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeFile = Annotated[
+    Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's.")
+]
+RunFolder = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.", show_default=False)
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def _end(action: Callable[[], int | None], folder: Path | None = None) -> None:
+    from ikirere.programme.failures import guard
+
+    raise typer.Exit(guard(lambda: action() or 0, folder))
+
+
+@app.command()
+def run(
+    recipe: RecipeFile,
+    overrides: Overrides = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="The whole programme, shrunk to minutes.")
+    ] = False,
+    run_folder: Annotated[
+        Path | None, typer.Option(help="Where to write; default: runs/NAME or runs/NAME-rehearsal.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+) -> None:
+    """Run a recipe, or continue where it was left."""
+
+    def action() -> int:
+        from ikirere.programme.front import run_recipe
+        from ikirere.stages import load_stage
+
+        return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage)
+
+    _end(action)
+
+
+@app.command()
+def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) -> None:
+    """Parameters, FLOPs, memory, hours and contradictions of a recipe. Runs nothing."""
+
+    def action() -> None:
+        from ikirere.recipe.load import load_recipe
+        from ikirere.recipe.planner import plan as make_plan
+        from ikirere.recipe.planner import render
+
+        made = make_plan(load_recipe(recipe, overrides or []))
+        if json:
+            _print_json(made.to_json())
+        else:
+            render(made)
+
+    _end(action)
+
+
+@app.command()
+def status(run: RunFolder, json: AsJson = False) -> None:
+    """Stages, metrics and gates of a run."""
+
+    def action() -> None:
+        from ikirere.programme.progress import console
+        from ikirere.programme.status import status as read_status
+        from ikirere.programme.tables import show_status
+
+        if json:
+            _print_json(read_status(run))
+        else:
+            show_status(run, console())
+
+    _end(action)
+
+
+@app.command()
+def verify(run: RunFolder) -> None:
+    """Hash every artifact again and derive every metric and verdict again."""
+
+    def action() -> int:
+        from ikirere.programme.verify import verify_and_say
+
+        return verify_and_say(run, print)
+
+    _end(action)
+
+
+@app.command()
+def chat(
+    run: RunFolder,
+    tools: Annotated[bool, typer.Option("--tools/--no-tools", help="Let the model call its tools.")] = True,
+) -> None:
+    """Talk to a run's model in the terminal."""
+
+    def action() -> None:
+        from ikirere.serve.chat import chat as talk
+
+        talk(run, tools=tools)
+
+    _end(action)
+
+
+@app.command()
+def serve(
+    run: RunFolder,
+    host: Annotated[
+        str | None, typer.Option(help="Address; default: the recipe's.", show_default=False)
+    ] = None,
+    port: Annotated[int | None, typer.Option(help="Port; default: the recipe's.", show_default=False)] = None,
+) -> None:
+    """Serve a run's model: a web page and an OpenAI-compatible endpoint."""
+
+    def action() -> None:
+        from ikirere.serve.api import serve as listen
+
+        listen(run, host, port)
+
+    _end(action)
+
+
+@app.command()
+def report(run: RunFolder) -> None:
+    """Make a run's report again from what the run folder holds."""
+
+    def action() -> int:
+        from ikirere.programme.front import remake_report
+        from ikirere.stages import load_stage
+
+        return remake_report(run, load_stage)
+
+    _end(action)
+
+
+@app.command()
+def version() -> None:
+    """Print the version."""
+    print(f"ikirere {__version__}")
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    print(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def main() -> None:
+    """Entry point of the `ikirere` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

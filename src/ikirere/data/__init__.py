@@ -1,0 +1,1 @@
+"""From text to packed batches: sources, documents, licences, duplicates, splits, shards, loading."""

@@ -1,0 +1,101 @@
+"""One document, from the moment a source yields it to the files that later stages read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ikirere.errors import UserError
+
+DOCUMENT_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("id", "text", "source", "group", "path", "domain", "licence", "lang")]
+)
+ROW_GROUP_BYTES = 8_000_000  # text per row group: what a reader holds at once
+
+
+@dataclass(slots=True)
+class Document:
+    """A text and where it comes from.
+
+    group: what is kept on one side of the split (a distribution, a file, a value of `group_field`).
+    licence: SPDX expression, `unknown` where nothing is declared. lang: as the source says, '' where it does not.
+    id: the first 32 hex digits of the text's sha256; equal texts have equal ids on any machine.
+    Raises ValueError for text that is no Unicode (lone surrogates).
+    """
+
+    text: str
+    source: str
+    group: str
+    path: str
+    domain: str
+    licence: str = "unknown"
+    lang: str = ""
+    id: str = ""
+    n_bytes: int = field(default=0, repr=False)  # UTF-8 length of the text
+
+    def __post_init__(self) -> None:
+        raw = self.text.encode()
+        self.n_bytes = len(raw)
+        self.id = hashlib.sha256(raw).hexdigest()[:32]
+
+    def row(self) -> dict[str, Any]:
+        """The columns of DOCUMENT_SCHEMA."""
+        row = asdict(self)
+        del row["n_bytes"]
+        return row
+
+
+class TableWriter:
+    """Writes rows to Parquet under a temporary name; the file has its name only once it is whole.
+
+    A context manager; after an error the temporary file is removed and the name is left as it was.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path, self.schema = path, schema
+        self.part = path.with_name(path.name + ".part")
+        self.writer = pq.ParquetWriter(self.part, schema, compression="zstd")
+        self.rows: list[Mapping[str, Any]] = []
+        self.size = 0
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        self.rows.append(row)
+        self.size += len(row.get("text", "")) + 100
+        if self.size >= ROW_GROUP_BYTES:
+            self._flush()
+
+    def _flush(self) -> None:
+        columns = {f.name: [row.get(f.name) for row in self.rows] for f in self.schema}
+        self.writer.write_table(pa.table(columns, schema=self.schema))
+        self.rows, self.size = [], 0
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None and self.rows:
+                self._flush()
+            self.writer.close()
+            if error is None:
+                self.part.replace(self.path)
+        finally:
+            self.part.unlink(missing_ok=True)
+
+
+def read_rows(path: Path, columns: list[str] | None = None, rows: int = 256) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file, a few hundred in memory at a time. Raises UserError where it cannot be read."""
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(batch_size=rows, columns=columns):
+            yield from batch.to_pylist()
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None

@@ -1,0 +1,1 @@
+"""The network: its shape, its layers, its memory of generation, and Hugging Face folders."""

@@ -1,0 +1,121 @@
+"""The shape of a network: what `Decoder` is built from and what `hub` writes into config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ikirere.errors import UserError
+from ikirere.recipe.schema import Model
+
+_ITEM = re.compile(r"([A-Za-z_][\w-]*)(?:\*([1-9]\d*))?")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of a decoder, field for field that of `recipe.schema.Model`; `head_dim` is always resolved.
+
+    Sizes count elements; `max_position_embeddings` is in tokens. Raises UserError, naming the field,
+    for shapes that cannot exist.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    max_position_embeddings: int
+    head_dim: int = 0  # 0: hidden_size / num_attention_heads
+    rope_theta: float = 10_000.0
+    rms_norm_eps: float = 1e-5
+    qk_norm: bool = False
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.02
+    layer_pattern: str = "full"
+    mixers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    family: str = "decoder"
+
+    def __post_init__(self) -> None:
+        if not self.head_dim:
+            if self.num_attention_heads < 1 or self.hidden_size % self.num_attention_heads:
+                raise UserError(
+                    f"model.hidden_size {self.hidden_size} is not divisible by num_attention_heads "
+                    f"{self.num_attention_heads}; give head_dim or change one of them"
+                )
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
+        for name in _SIZES:
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise UserError(f"model.{name} is {value!r}; a whole number of at least 1 is needed")
+        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < float("inf"):
+                raise UserError(f"model.{name} is {value!r}; a number above 0 is needed")
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise UserError(
+                f"model.num_attention_heads {self.num_attention_heads} is not divisible by "
+                f"num_key_value_heads {self.num_key_value_heads}"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim {self.head_dim} is odd; RoPE turns pairs, so it must be even")
+
+    @classmethod
+    def from_recipe(cls, model: Model) -> ModelConfig:
+        """The shape a recipe's `model` section describes."""
+        return cls(**{**model.model_dump(), "head_dim": model.head_size})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`. Unknown and missing keys raise UserError."""
+        accepted = {f.name for f in fields(cls)}
+        if unknown := sorted(set(values) - accepted):
+            raise UserError(
+                f"model: unknown key {', '.join(unknown)}; accepted are {', '.join(sorted(accepted))}"
+            )
+        required = {name for name in _SIZES if name != "head_dim"}
+        if missing := sorted(required - set(values)):
+            raise UserError(f"model: missing key {', '.join(missing)}")
+        return cls(**{**values, "head_dim": values.get("head_dim") or 0})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**asdict(self), "mixers": {name: dict(v) for name, v in self.mixers.items()}}
+
+    @property
+    def layer_kinds(self) -> tuple[str, ...]:
+        """The mixer's name of each layer, `num_hidden_layers` long."""
+        return expand_pattern(self.layer_pattern, self.num_hidden_layers)
+
+
+def expand_pattern(pattern: str, depth: int) -> tuple[str, ...]:
+    """Repeats a layer pattern to `depth` layers: ("kda*3 full", 6) -> kda kda kda full kda kda.
+
+    A pattern is mixer names parted by spaces, each with an optional `*count`. Raises UserError for
+    anything else. Names are not looked up here: `layers.mixers` knows which exist.
+    """
+    names: list[str] = []
+    for item in pattern.split():
+        match = _ITEM.fullmatch(item)
+        if match is None:
+            raise UserError(
+                f"model.layer_pattern {pattern!r}: cannot read {item!r}; write mixer names with optional "
+                "counts, such as 'full' or 'kda*3 full'"
+            )
+        # A count above the depth adds nothing, and would cost memory.
+        names += [match[1]] * min(int(match[2] or 1), depth)
+    if not names:
+        raise UserError("model.layer_pattern is empty; write mixer names, such as 'full' or 'kda*3 full'")
+    return tuple(names[i % len(names)] for i in range(depth))

@@ -1,0 +1,225 @@
+"""The dense decoder: pre-norm blocks of a token mixer and a gated feed-forward network."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ikirere.errors import UserError
+from ikirere.model.cache import KVCache
+from ikirere.model.config import ModelConfig
+from ikirere.model.layers.ffn import SwiGLU
+from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixers import mixers_of
+from ikirere.model.layers.norm import RMSNorm
+from ikirere.model.layers.rope import Rope
+
+
+class Block(nn.Module):
+    """x + mixer(norm(x)), then x + ffn(norm(x)). x [B, T, hidden_size]."""
+
+    def __init__(self, config: ModelConfig, mixer: type[Mixer], settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mixer = mixer(config, settings)
+        self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.ffn = SwiGLU(config.hidden_size, config.intermediate_size)
+
+    def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+        x = x + self.mixer(self.mixer_norm(x), context, state)
+        return x + self.ffn(self.ffn_norm(x))
+
+
+class Decoder(nn.Module):
+    """A causal language model: token i sees tokens j <= i of its own document.
+
+    Built with weights drawn from seed 0; `reset_parameters` draws others. Under `torch.device("meta")`
+    nothing is allocated: call `to_empty(device=...)`, then `reset_parameters`.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.family != "decoder":
+            raise UserError(f"model.family {config.family!r} is not a decoder; accepted is decoder")
+        self.config = config
+        self.embed_tokens = nn.Embedding(
+            config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
+        )
+        self.layers = nn.ModuleList(
+            Block(config, mixer, config.mixers.get(kind, {}))
+            for kind, mixer in zip(config.layer_kinds, mixers_of(config), strict=True)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
+        self.rope = Rope(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        if not self.embed_tokens.weight.is_meta:
+            self.reset_parameters(torch.Generator().manual_seed(0))
+
+    @property
+    def output_weight(self) -> Tensor:
+        """The matrix [vocab_size, hidden_size] that turns hidden states into logits, tied or not."""
+        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are stored in."""
+        return self.embed_tokens.weight.dtype
+
+    def num_parameters(self) -> int:
+        """Trainable numbers, a tied matrix counted once. Works on the meta device."""
+        return sum(p.numel() for p in self.parameters())
+
+    def set_rope_theta(self, theta: float) -> None:
+        """Changes the base of the rotary positions from now on, as context-extension phases do."""
+        self.config = replace(self.config, rope_theta=theta)
+        self.rope.set_theta(theta)
+
+    @torch.no_grad()
+    def reset_parameters(self, generator: torch.Generator) -> None:
+        """Draws all weights: normal(0, initializer_range), those that write into the residual stream divided by
+        sqrt(2 * layers) (GPT-2, Radford et al. 2019, section 2.3), norms one.
+
+        The same generator state gives the same weights whatever device they are on: numbers are drawn in fp32
+        on the generator's device, in the order of `named_parameters`, and then copied.
+        """
+        small = {
+            id(part.get_parameter(f"{name}.weight"))
+            for block in self.blocks()
+            for part in (block.mixer, block.ffn)
+            for name in part.residual
+        }
+        scale = self.config.initializer_range
+        for parameter in self.parameters():
+            if parameter.ndim < 2:
+                parameter.fill_(1.0)
+                continue
+            std = scale / math.sqrt(2 * len(self.layers)) if id(parameter) in small else scale
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
+            parameter.copy_(drawn.normal_(0.0, std, generator=generator))
+        for block in self.blocks():
+            block.mixer.start(generator)
+
+    def blocks(self) -> Iterator[Block]:
+        """The layers in order, typed."""
+        return (cast(Block, layer) for layer in self.layers)
+
+    def hidden(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        rows: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """Hidden states after the last norm, [B, T, hidden_size].
+
+        tokens: LongTensor [B, T]. positions, document_ids: LongTensor [B, T]; by default each row is one document
+        that starts at 0, or continues where its cache row ends.
+        cache: appends T tokens to each of `rows` (LongTensor [B] of different slots; default all, in order).
+        counts: LongTensor [B] with a cache: real tokens of each row; the rest is padding on the right, which
+        leaves nothing in the cache and whose outputs mean nothing.
+        A cache is for inference: no gradient flows through what it holds.
+        Raises UserError for rows longer than max_position_embeddings, ValueError for rows and counts that the
+        cache cannot take.
+        """
+        context = self._context(tokens, positions, document_ids, cache, rows, counts)
+        x = self.embed_tokens(tokens)
+        if cache is None or context.step is None:
+            for block in self.layers:
+                x = block(x, context)
+            return self.norm(x)
+        for block, state in zip(self.layers, cache.layers, strict=True):
+            x = block(x, context, state)
+        cache.advance(context.step)
+        return self.norm(x)
+
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None = None,
+        document_ids: Tensor | None = None,
+        cache: KVCache | None = None,
+        logits_to_keep: int | slice | Tensor = 0,
+        rows: Tensor | None = None,
+        counts: Tensor | None = None,
+    ) -> Tensor:
+        """Logits [B, places, vocab_size] in the weights' dtype; arguments as in `hidden`.
+
+        logits_to_keep: 0 for all T places, n for the last n, a slice of places, or a LongTensor [B] with one
+        place of each row.
+        """
+        x = self.hidden(tokens, positions, document_ids, cache, rows, counts)
+        if isinstance(logits_to_keep, Tensor):
+            x = x[torch.arange(len(x), device=x.device), logits_to_keep.to(x.device)].unsqueeze(1)
+        elif isinstance(logits_to_keep, slice):
+            x = x[:, logits_to_keep]
+        elif logits_to_keep:
+            x = x[:, -logits_to_keep:]
+        return F.linear(x, self.output_weight)
+
+    def _context(
+        self,
+        tokens: Tensor,
+        positions: Tensor | None,
+        document_ids: Tensor | None,
+        cache: KVCache | None,
+        rows: Tensor | None,
+        counts: Tensor | None,
+    ) -> Context:
+        batch, length = tokens.shape
+        if cache is None:
+            if positions is None:
+                self._fits(length)
+                positions = _positions(batch, length, document_ids, tokens.device)
+            cos, sin = self.rope(positions)
+            mask = None if document_ids is None else document_mask(document_ids)
+            return Context(positions, cos, sin, document_ids, mask, causal=True)
+        if document_ids is not None:
+            raise ValueError("a cache row holds one document; prefill documents without document_ids")
+        step = cache.plan((batch, length), rows, counts)
+        if positions is None:
+            self._fits(step.end)
+            positions = step.slots
+        cos, sin = self.rope(positions)
+        if step.start == 0 and step.end == length:
+            return Context(positions, cos, sin, None, None, causal=True, step=step)
+        if step.start is not None and length == 1:
+            return Context(positions, cos, sin, None, None, causal=False, step=step)
+        seen = torch.arange(step.end, device=tokens.device) <= step.slots[:, :, None]
+        return Context(positions, cos, sin, None, seen[:, None], causal=False, step=step)
+
+    def _fits(self, length: int) -> None:
+        if length > self.config.max_position_embeddings:
+            raise UserError(
+                f"a sequence of {length} tokens; model.max_position_embeddings allows "
+                f"{self.config.max_position_embeddings}"
+            )
+
+
+def document_mask(document_ids: Tensor) -> Tensor:
+    """Bool [B, 1, T, T], True where token i may see token j: j <= i and the same document."""
+    length = document_ids.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool, device=document_ids.device).tril()
+    return ((document_ids[:, :, None] == document_ids[:, None, :]) & causal)[:, None]
+
+
+def _positions(batch: int, length: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
+    """Places counted from the start of each document, [B, T]."""
+    places = torch.arange(length, device=device).expand(batch, length)
+    if document_ids is None:
+        return places
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return places - torch.where(begins, places, 0).cummax(dim=1).values

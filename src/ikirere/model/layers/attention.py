@@ -1,0 +1,133 @@
+"""Grouped-query softmax attention over all earlier tokens (Ainslie et al. 2023, arXiv 2305.13245)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ikirere.model.config import ModelConfig
+from ikirere.model.layers.mixer import Context, Linear, Mixer, Step
+from ikirere.model.layers.norm import RMSNorm
+from ikirere.model.layers.rope import rotate
+
+_BLOCK = 128
+"""Fewest queries of a block on the CPU: smaller ones cost more in calls than they save."""
+_MOST_BLOCKS = 8
+
+
+class KVState:
+    """Keys and values of one layer: two tensors [batch, kv_heads, capacity, head_dim]."""
+
+    def __init__(self, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device) -> None:
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    def reset(self, row: int) -> None:
+        """Nothing to do: places beyond a row's length are never read."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        for store in (self.keys, self.values):
+            store[target, :, :length] = store[source, :, :length]
+
+    @property
+    def bytes(self) -> int:
+        return sum(store.numel() * store.element_size() for store in (self.keys, self.values))
+
+    def append(self, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        """Stores [B, kv_heads, T, head_dim] and returns all that the rows hold, [B, kv_heads, step.end, head_dim]."""
+        return self._append(self.keys, keys, step), self._append(self.values, values, step)
+
+    @staticmethod
+    def _append(store: Tensor, new: Tensor, step: Step) -> Tensor:
+        if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
+            store[step.rows, :, step.start : step.end] = new.detach()
+        else:
+            new = new.detach().transpose(1, 2).to(store.dtype)
+            rows = step.rows
+            if isinstance(rows, slice):
+                rows = torch.arange(rows.start, rows.stop, device=store.device)
+            if step.counts is not None:
+                # A padded place repeats its row's last real token, so it writes what is there anyway.
+                order = step.slots - step.starts[:, None]
+                new = new.gather(1, order[:, :, None, None].expand_as(new))
+            store[rows[:, None], :, step.slots] = new
+        return store[step.rows, :, : step.end].to(new.dtype)
+
+
+class FullAttention(Mixer):
+    """Causal attention within each document, with RoPE and optional RMSNorm on each query and key head."""
+
+    def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
+        super().__init__(config, settings)
+        self.heads, self.kv_heads, self.head_dim = (
+            config.num_attention_heads,
+            config.num_key_value_heads,
+            config.head_dim,
+        )
+        self.q_proj = Linear(config.hidden_size, self.heads * self.head_dim)
+        self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
+        self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+
+    def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
+        batch, length, _ = x.shape
+        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim)
+        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q = rotate(q, context.cos, context.sin).transpose(1, 2)
+        k = rotate(k, context.cos, context.sin).transpose(1, 2)
+        v = v.transpose(1, 2)
+        if state is not None and context.step is not None:
+            k, v = state.append(k, v, context.step)
+        y = attend(q, k, v, context.mask, context.causal)
+        return self.o_proj(y.reshape(batch, length, self.heads * self.head_dim))
+
+    @classmethod
+    def new_state(
+        cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> KVState:
+        return KVState((batch, config.num_key_value_heads, capacity, config.head_dim), dtype, device)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+    """softmax(q k^T / sqrt(head_dim)) v. q [B, heads, T, Dh], k and v [B, kv_heads, S, Dh] -> [B, T, heads, Dh].
+
+    mask: bool [B, 1, T, S], True where a query may look. causal: T = S and query i looks at keys j <= i only,
+    which a mask that is given already says.
+    """
+    batch, heads, length, head_dim = q.shape
+    shared = heads > k.shape[1]
+    if length == 1 and not causal:
+        # One query per head: a group's queries share keys, so they stand as the rows of one matrix.
+        grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], head_dim)
+        return F.scaled_dot_product_attention(grouped, k, v, mask).reshape(batch, 1, heads, head_dim)
+    if causal and mask is not None and q.is_cpu:
+        return _attend_in_blocks(q, k, v, mask)
+    alone = causal and mask is None
+    y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=alone, enable_gqa=shared)
+    return y.transpose(1, 2)
+
+
+def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """`attend` under a causal mask by blocks of queries, each over the keys up to its end.
+
+    The CPU kernel works through keys that a mask forbids; this leaves out most of those above the diagonal.
+    """
+    size = max(_BLOCK, -(-q.shape[2] // _MOST_BLOCKS))
+    done, end = [], 0
+    for block in q.split(size, dim=2):
+        start, end = end, end + block.shape[2]
+        seen = mask[:, :, start:end, :end]
+        y = F.scaled_dot_product_attention(
+            block, k[:, :, :end], v[:, :, :end], seen, enable_gqa=q.shape[1] > k.shape[1]
+        )
+        done.append(y.transpose(1, 2))
+    return torch.cat(done, dim=1) if len(done) > 1 else done[0]

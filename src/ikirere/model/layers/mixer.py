@@ -1,0 +1,115 @@
+"""What every token mixer (attention and its relatives) is given, gives back and remembers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ikirere.errors import UserError
+from ikirere.model.config import ModelConfig
+
+
+class Linear(nn.Linear):
+    """A matrix without bias, left unset when it is made: `Decoder.reset_parameters` or `hub` fills it."""
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Nothing: drawing here would cost time and disturb the global random state."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a forward pass with a cache reads and writes. B is the number of rows given, T the tokens of each.
+
+    rows: the cache's slots, as a slice where they are neighbours, else LongTensor [B]. picked: the same, as numbers.
+    starts: LongTensor [B], tokens each row held before this pass. start: their value where all are equal.
+    ends: LongTensor [B] on the CPU, tokens each row holds after this pass. end: the longest of them.
+    slots: LongTensor [B, T], the place of each token within its row.
+    counts: LongTensor [B], real tokens per row where the rest is padding on the right; None where all are real.
+    """
+
+    rows: slice | Tensor
+    picked: tuple[int, ...]
+    starts: Tensor
+    start: int | None
+    ends: Tensor
+    end: int
+    slots: Tensor
+    counts: Tensor | None
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one forward pass share; built once per pass.
+
+    positions: LongTensor [B, T], restarting at 0 with each document.
+    cos, sin: what `rope.rotate` takes, fp32 [B, T, 1, head_dim].
+    document_ids: LongTensor [B, T] where rows hold several documents, else None.
+    mask: bool [B, 1, T, S], True where a token may look at one of the S held; None where `causal` says it all.
+    causal: no token before this pass is looked at, and each sees those up to itself; a mask already holds that.
+    step: the cache's side of this pass, None without a cache.
+    """
+
+    positions: Tensor
+    cos: Tensor
+    sin: Tensor
+    document_ids: Tensor | None
+    mask: Tensor | None
+    causal: bool
+    step: Step | None = None
+
+
+class LayerState(Protocol):
+    """What one layer remembers between passes, for `batch` independent rows."""
+
+    def reset(self, row: int) -> None:
+        """Forgets a row."""
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Makes row `target` equal to row `source`, which holds `length` tokens."""
+
+    @property
+    def bytes(self) -> int:
+        """Memory held."""
+
+
+class Mixer(nn.Module):
+    """Base of all mixers: x [B, T, hidden_size] -> the same shape, mixing along T.
+
+    A mixer must honour `context.document_ids` (nothing passes from one document to the next), and with a
+    state must continue what earlier passes left there, so that splitting a sequence changes nothing.
+    """
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names accepted below `model.mixers.<name>` of a recipe."""
+    residual: ClassVar[tuple[str, ...]] = ("o_proj",)
+    """Matrices that write into the residual stream; they start smaller."""
+
+    def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+        raise TypeError(f"{type(self).__name__} mixes nothing; write its forward")
+
+    def start(self, generator: torch.Generator) -> None:
+        """Sets what is neither a normal matrix nor a norm (decay rates, biases), after all else is drawn."""
+
+    @classmethod
+    def new_state(
+        cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
+    ) -> LayerState:
+        """An empty memory for `batch` rows of at most `capacity` tokens."""
+        raise TypeError(f"{cls.__name__} remembers nothing; write its new_state")
+
+
+def check_settings(name: str, given: Iterable[str], accepted: tuple[str, ...]) -> None:
+    """Raises UserError for a key below `model.mixers.<name>` that the mixer does not know."""
+    if unknown := sorted(set(given) - set(accepted)):
+        known = f"accepted are {', '.join(accepted)}" if accepted else "it takes none"
+        raise UserError(f"model.mixers.{name}.{unknown[0]}: the mixer {name!r} has no such setting; {known}")

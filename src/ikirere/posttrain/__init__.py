@@ -1,0 +1,1 @@
+"""Post-training: generated conversations, supervised fine-tuning, preference optimisation."""

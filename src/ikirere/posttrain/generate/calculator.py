@@ -1,0 +1,23 @@
+"""Kind calculator: + - × of 2- to 4-digit operands, plain and as word problems, through the calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ikirere.posttrain.generate.arithmetic import problem
+from ikirere.posttrain.generate.material import Material
+from ikirere.posttrain.generate.row import Draft
+from ikirere.tools.registry import Call
+
+
+def drafts(material: Material) -> Iterator[Draft]:
+    """Endless. Operands are copied verbatim; one canonical expression per question."""
+    while True:
+        asked = problem(material, (2, 3, 4))
+        yield Draft(
+            question=asked.question,
+            reply="{result}." if material.maybe(0.8) else "It is {result}.",
+            tools=material.tools() if material.maybe(0.6) else ("calculator",),
+            call=Call("calculator", {"expression": asked.expression}),
+            reasoning=f"{asked.spoken}.",
+        )

@@ -1,0 +1,68 @@
+"""Kind chat: small talk and questions about Python's objects. No tool is needed, even where tools are offered."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from ikirere.posttrain.generate.material import Material
+from ikirere.posttrain.generate.objects import facts
+from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.slots import ITEMS, NAMES, PLACES
+from ikirere.posttrain.generate.smalltalk import OPENINGS, TOPICS
+
+FACT_SHARE = 0.3
+FACT_WORDINGS = (
+    "What does {name} do?",
+    "What is {name} in Python?",
+    "What does Python's {name} do?",
+    "Tell me what {name} does.",
+    "Explain {name}.",
+    "What is {name} for?",
+    "Describe {name} in one line.",
+    "What does the docstring of {name} say?",
+    "In Python, what does {name} do?",
+)
+
+
+def _talk(rng: random.Random) -> tuple[str, str]:
+    topic = rng.choice(TOPICS)
+    slots = {
+        "name": rng.choice(NAMES),
+        "item": rng.choice(ITEMS),
+        "place": rng.choice(PLACES),
+        "number": rng.randrange(2, 3000),
+    }
+    says = rng.choice(topic.says)
+    opening = rng.choice(OPENINGS) if len(says) > 12 else ""
+    draw = rng.random()
+    if draw < 0.1:
+        says = says.rstrip(".!?")
+    if (draw > 0.9 or opening.endswith((", ", ": "))) and not says.startswith(("{", "I ", "Python")):
+        says = says[0].lower() + says[1:]
+    return opening + says.format(**slots), rng.choice(topic.answers).format(**slots)
+
+
+def exchange(rng: random.Random, material: Material) -> list[dict[str, Any]]:
+    """A short earlier exchange of the material's split."""
+    while True:
+        says, answer = _talk(rng)
+        if material.mine(f"chat {says}"):
+            return [{"role": "user", "content": says}, {"role": "assistant", "content": answer}]
+
+
+def drafts(material: Material) -> Iterator[Draft]:
+    """Endless. A question belongs to one split; what Python's objects do is asked in other words in each."""
+    rng = material.rng
+    while True:
+        tools = material.tools() if material.split == "heldout" or material.maybe(0.8) else ()
+        if material.maybe(FACT_SHARE):
+            name, line = rng.choice(facts())
+            question, answer = rng.choice(FACT_WORDINGS).format(name=name), line
+            draft = Draft(question=question, reply=line, answer=answer, tools=tools)
+        else:
+            question, reply = _talk(rng)
+            draft = Draft(question=question, reply=reply, tools=tools)
+        if material.mine(f"chat {draft.question}"):
+            yield draft

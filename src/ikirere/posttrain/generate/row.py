@@ -1,0 +1,114 @@
+"""A generated conversation, and the one rule that says whether an answer is right."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypedDict
+
+from ikirere.tools.registry import Call, definitions
+
+Split = Literal["train", "heldout"]
+HELDOUT_SHARE = 10  # one key in so many is held out
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
+
+
+class Row(TypedDict):
+    """One conversation, ready for the chat template and for checking.
+
+    messages: standard chat messages; the last user message is the question, what follows is the right course.
+    tools: OpenAI definitions offered, None where there are none. answer: what a right final answer says.
+    """
+
+    id: str
+    kind: str
+    messages: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None
+    answer: str | None
+    expects_tool: str | None
+    expects_arguments: dict[str, Any] | None
+
+
+@dataclass
+class Draft:
+    """What a generator gives: a question and the way to its answer.
+
+    answer: None where many answers are right. reply: the final answer's text; `{result}` in it stands for the
+    result of `call`, which `conversations` executes. reasoning: the scratchpad's text.
+    """
+
+    question: str
+    reply: str
+    answer: str | None = None
+    tools: tuple[str, ...] = ()
+    call: Call | None = None
+    reasoning: str | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def digest(text: str) -> int:
+    """A number that depends on the text alone, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def split_of(key: str, one_in: int = HELDOUT_SHARE) -> Split:
+    """The split that a key (operands, a word, a question) belongs to, always the same one."""
+    return "heldout" if digest(key) % one_in == 0 else "train"
+
+
+def build(kind: str, split: Split, draft: Draft, result: str | None) -> Row:
+    """The row of a draft, with the result of its call."""
+    messages: list[dict[str, Any]] = [*draft.history, {"role": "user", "content": draft.question}]
+    reply, answer = draft.reply, draft.answer
+    if draft.call is not None:
+        assert result is not None
+        call = {
+            "type": "function",
+            "function": {"name": draft.call.name, "arguments": dict(draft.call.arguments)},
+        }
+        turn: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+        if draft.reasoning:
+            turn["reasoning_content"] = draft.reasoning
+        messages += [turn, {"role": "tool", "name": draft.call.name, "content": result}]
+        reply, answer = reply.replace("{result}", result), result
+    messages.append({"role": "assistant", "content": reply})
+    return {
+        "id": f"{kind}-{split}-{digest(draft.question):016x}",
+        "kind": kind,
+        "messages": messages,
+        "tools": definitions(draft.tools) if draft.tools else None,
+        "answer": answer,
+        "expects_tool": draft.call.name if draft.call else None,
+        "expects_arguments": dict(draft.call.arguments) if draft.call else None,
+    }
+
+
+def question_of(row: Mapping[str, Any]) -> str:
+    """The text of the last user message."""
+    return next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
+
+
+def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages up to the last user message, that one included."""
+    messages: Sequence[dict[str, Any]] = row["messages"]
+    last = max(i for i, m in enumerate(messages) if m["role"] == "user")
+    return list(messages[: last + 1])
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.split()).rstrip(".").removeprefix("It is ").strip()
+
+
+def answer_is_right(answer: str, text: str) -> bool:
+    """Whether a final answer says `answer`.
+
+    A number: it is the text's last number, digit for digit, and every other number of the text equals it.
+    Anything else: the text is the answer, apart from white space, a leading "It is" and a last full stop.
+    """
+    if _NUMBER.fullmatch(answer):
+        found = _NUMBER.findall(text)
+        return bool(found) and all(number == answer for number in found)
+    return _plain(text) == _plain(answer)

@@ -1,0 +1,179 @@
+"""Kind strings: questions about words of the documents, answered by one expression in python_exec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ikirere.errors import UserError
+from ikirere.posttrain.generate.material import Material
+from ikirere.posttrain.generate.row import Draft
+from ikirere.tools.registry import Call
+
+PLACES = ("first", "second", "third", "fourth", "fifth")
+
+
+@dataclass(frozen=True)
+class Task:
+    """`wordings` and `code` share their places: {w}, {x}, {y} words, {c}, {d} letters, {n} and {i} a place.
+
+    The last wording is kept for held-out questions. `words`: how many words it is about.
+    """
+
+    name: str
+    code: str
+    wordings: tuple[str, ...]
+    words: int = 1
+
+
+TASKS = (
+    Task(
+        "reverse",
+        "'{w}'[::-1]",
+        (
+            "Reverse '{w}'.",
+            "Reverse the word '{w}'.",
+            "Spell '{w}' backwards.",
+            "What is '{w}' backwards?",
+            "Write '{w}' in reverse.",
+            "Turn '{w}' around.",
+        ),
+    ),
+    Task(
+        "count",
+        "'{w}'.count('{c}')",
+        (
+            "How many '{c}' are in '{w}'?",
+            "How many times does '{c}' occur in '{w}'?",
+            "Count the letter '{c}' in '{w}'.",
+            "Count '{c}' in '{w}'.",
+            "How often is '{c}' in '{w}'?",
+        ),
+    ),
+    Task(
+        "upper",
+        "'{w}'.upper()",
+        (
+            "Write '{w}' in upper case.",
+            "Make '{w}' upper case.",
+            "Put '{w}' in capitals.",
+            "What is '{w}' in capital letters?",
+            "Uppercase '{w}'.",
+        ),
+    ),
+    Task(
+        "length",
+        "len('{w}')",
+        (
+            "How long is '{w}'?",
+            "How many letters has '{w}'?",
+            "How many letters are in '{w}'?",
+            "What is the length of '{w}'?",
+            "Count the letters of '{w}'.",
+        ),
+    ),
+    Task(
+        "place",
+        "'{w}'[{i}]",
+        (
+            "What is the {n} letter of '{w}'?",
+            "Which letter is {n} in '{w}'?",
+            "Give me the {n} letter of '{w}'.",
+            "Name the {n} letter in '{w}'.",
+        ),
+    ),
+    Task(
+        "last",
+        "'{w}'[-1]",
+        (
+            "What is the last letter of '{w}'?",
+            "Which letter is last in '{w}'?",
+            "What letter does '{w}' end with?",
+            "Give me the last letter of '{w}'.",
+        ),
+    ),
+    Task(
+        "letters",
+        "''.join(sorted('{w}'))",
+        (
+            "Sort the letters of '{w}'.",
+            "Put the letters of '{w}' in order.",
+            "Sort '{w}' by letter.",
+            "Order the letters in '{w}'.",
+        ),
+    ),
+    Task(
+        "replace",
+        "'{w}'.replace('{c}', '{d}')",
+        (
+            "Replace '{c}' with '{d}' in '{w}'.",
+            "In '{w}' replace '{c}' with '{d}'.",
+            "Change '{c}' to '{d}' in '{w}'.",
+            "Swap '{c}' for '{d}' in '{w}'.",
+        ),
+    ),
+    Task(
+        "words",
+        "' '.join(sorted('{w} {x} {y}'.split()))",
+        (
+            "Sort the words '{w} {x} {y}'.",
+            "Put the words '{w} {x} {y}' in order.",
+            "Order '{w} {x} {y}' by the alphabet.",
+            "Sort '{w} {x} {y}'.",
+        ),
+        words=3,
+    ),
+    Task(
+        "join",
+        "'{w}' + '{x}'",
+        (
+            "Join '{w}' and '{x}'.",
+            "Put '{w}' and '{x}' together.",
+            "Write '{w}' and '{x}' as one word.",
+            "Glue '{w}' and '{x}' together.",
+        ),
+        words=2,
+    ),
+    Task(
+        "title",
+        "'{w}'.title()",
+        (
+            "Write '{w}' with a capital.",
+            "Capitalise '{w}'.",
+            "Begin '{w}' with a capital letter.",
+            "Give '{w}' a capital.",
+        ),
+    ),
+)
+
+def _draft(material: Material, task: Task) -> Draft:
+    rng = material.rng
+    words = rng.sample(material.words, task.words)
+    word = words[0]
+    letter = rng.choice(word) if material.maybe(0.85) else rng.choice("abcdefghiklmnoprstuvw")
+    place = rng.randrange(min(len(word), len(PLACES)))
+    slots = {
+        "w": word,
+        "x": words[1] if len(words) > 1 else "",
+        "y": words[2] if len(words) > 2 else "",
+        "c": letter,
+        "d": rng.choice([c for c in "aeioustnr" if c != letter]),
+        "n": PLACES[place],
+        "i": place,
+    }
+    wordings = task.wordings if material.split == "heldout" else task.wordings[:-1]
+    return Draft(
+        question=rng.choice(wordings).format(**slots),
+        reply="{result}.",
+        tools=material.tools() if material.maybe(0.7) else ("python_exec",),
+        call=Call("python_exec", {"code": task.code.format(**slots)}),
+        reasoning="Python can tell.",
+    )
+
+
+def drafts(material: Material) -> Iterator[Draft]:
+    """Endless. Words come from the documents; each belongs to one split. Raises UserError for too few."""
+    if len(material.words) < 20:
+        raise UserError("kind strings: the documents hold fewer than 20 words to ask about; leave the kind out")
+    while True:
+        yield _draft(material, material.rng.choice(TASKS))

@@ -1,0 +1,106 @@
+"""Layer patterns, and the settings of each mixer that a pattern may name.
+
+A pattern is mixer names repeated to the model's depth: `full`, `kda*3 full`, `window*5 full`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from ikirere.recipe.sections import Fraction, Positive, Section
+
+
+class Full(Section):
+    """Causal attention over all tokens of the document."""
+
+    rope: bool = Field(default=True, description="false: no positions (NoPE), as beside KDA layers")
+
+
+class Window(Section):
+    """Causal attention over the last `window` tokens."""
+
+    window: Positive = 8192
+    sinks: int = Field(default=0, ge=0, description="first tokens that always stay visible")
+
+
+class Hybrid(Section):
+    """Local window, one learned summary per block, exact attention to the blocks the summaries select."""
+
+    local_chunk: Positive = Field(default=8192, description="tokens of the local window")
+    global_stride: Positive = Field(default=1024, description="tokens per block and summary")
+    global_tokens: Literal["learned_summaries"] = "learned_summaries"
+    top_k: Positive = Field(default=8, description="blocks attended exactly")
+    streaming_links: Literal["ring"] = Field(default="ring", description="order of context parallelism")
+    rope_scaling: Literal["none", "yarn", "ntk"] = "yarn"
+    original_max_position_embeddings: Positive | None = Field(
+        default=None, description="context before rope_scaling"
+    )
+
+
+class Kda(Section):
+    """Kimi Delta Attention: gated delta rule with one decay per key channel."""
+
+    head_dim: Positive = 128
+    num_heads: Positive | None = Field(default=None, description="default: the model's num_attention_heads")
+    conv_size: Positive = 4
+    gate_rank: Positive | None = Field(default=None, description="default: head_dim")
+    chunk_size: Positive = 64
+
+
+class Recursive(Section):
+    """Recursion over depth of a `recursive` model (arXiv 2510.04871)."""
+
+    inner_updates: Positive = Field(default=6, description="n: updates of the latent per cycle")
+    cycles: Positive = Field(
+        default=3, description="T: cycles per supervision step, the last one with gradient"
+    )
+    supervision_steps: Positive = 16
+    halt_exploration: Fraction = 0.1
+    puzzle_tokens: Positive = 16
+    ema: Fraction = 0.999
+    bidirectional: bool = Field(default=True, description="causal mixers run forward and time-reversed")
+
+
+MIXERS: dict[str, type[Section]] = {"full": Full, "window": Window, "hybrid": Hybrid, "kda": Kda}
+SETTINGS: dict[str, type[Section]] = {**MIXERS, "recursive": Recursive}
+
+_PART = re.compile(r"([a-z][a-z0-9_]*)(?:\*([1-9][0-9]*))?")
+
+
+def period(pattern: str) -> tuple[str, ...]:
+    """The mixers of one period: `kda*3 full` -> (kda, kda, kda, full). Raises ValueError."""
+    names: list[str] = []
+    for part in pattern.split():
+        match = _PART.fullmatch(part)
+        if match is None:
+            raise ValueError(f"layer pattern {pattern!r}: {part!r} is not NAME or NAME*COUNT")
+        if match[1] not in MIXERS:
+            raise ValueError(
+                f"layer pattern {pattern!r}: no mixer {match[1]}; mixers are {', '.join(MIXERS)}"
+            )
+        names += [match[1]] * int(match[2] or 1)
+    if not names:
+        raise ValueError("layer pattern is empty; write 'full' for attention in every layer")
+    return tuple(names)
+
+
+def layers(pattern: str, depth: int) -> tuple[str, ...]:
+    """The mixer of each layer. Raises ValueError."""
+    one = period(pattern)
+    return tuple(one[i % len(one)] for i in range(depth))
+
+
+def settings(name: str, values: dict[str, Any]) -> Section:
+    """The checked settings of a mixer. Raises ValueError naming the key and the accepted ones."""
+    if name not in SETTINGS:
+        raise ValueError(f"mixers.{name}: no such mixer; accepted: {', '.join(SETTINGS)}")
+    try:
+        return SETTINGS[name].model_validate(values)
+    except ValidationError as error:
+        detail = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in detail["loc"])
+        accepted = ", ".join(SETTINGS[name].model_fields)
+        raise ValueError(f"mixers.{name}.{key}: {detail['msg']}; accepted keys: {accepted}") from None

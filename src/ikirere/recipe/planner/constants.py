@@ -1,0 +1,47 @@
+"""Every constant of the memory estimate in one place, each with where it comes from."""
+
+from __future__ import annotations
+
+MB = 2**20
+
+# Bytes per element.
+FP32, HALF, FP8 = 4, 2, 1
+
+# Activations that autograd keeps per token and layer, in elements. Counted exactly with
+# torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes (residual of the fit: 0).
+# Norms work in fp32; the rest follows the precision of the matrix products.
+NORM_PER_HIDDEN = 6  # two norms: input, normalised, scaled
+QUERY_COPIES = 2  # rotated query, attention's output
+KEY_VALUE_COPIES = 2  # rotated key, value
+FEED_FORWARD_COPIES = 4  # gate, up, silu(gate), their product
+PER_HEAD = 1  # log-sum-exp of attention
+PER_TOKEN = 2  # reciprocal root of each norm
+QK_NORM_COPIES = 2  # further copies of query and key where they are normed, and one root per head
+# A row that packs several documents needs a mask; attention keeps it as fp32 per layer: one element per
+# token and token seen.
+MASK_PER_PAIR = 1
+
+# The backward pass of one layer holds gradients of its widest intermediates beside what is kept:
+# gate, up and product of the feed-forward at once.
+BACKWARD_FEED_FORWARD = 3
+
+# Cross-entropy goes through the head in chunks of tokens; a chunk holds logits, their softmax and their
+# gradient in fp32 at the same time.
+LOGITS_CHUNK_TOKENS = 1024
+LOGITS_COPIES = 3
+
+# KDA keeps query, key, value, decay, their convolved forms and the two gates per token, in head widths;
+# by counting the formulas of the Kimi Linear report.
+KDA_COPIES = 11
+
+# Peak resident size of a Python process that has imported torch with distributed checkpoints, pyarrow,
+# tokenizers, transformers' configuration and rich, before any work: `resource.getrusage` on Linux, 331 MiB.
+CPU_PROCESS = 331 * MB
+# Token shards and documents that are mapped or held while training, thread stacks and allocator slack.
+CPU_WORKING = 90 * MB
+# CUDA context, cuBLAS and NCCL workspaces of one process on a card.
+CARD_CONTEXT = 1200 * MB
+# Caching allocators round and split blocks; share added to weights, optimiser and activations on a card.
+CARD_FRAGMENTATION = 0.05
+# A plan fits where it leaves this share of the device free.
+HEADROOM = 0.05

@@ -1,0 +1,91 @@
+"""Parameters of a model, counted by formula.
+
+Full attention equals `ikirere.model.decoder.Decoder` exactly (tested on the meta device). Mixers that are
+counted here before they are built are marked so in the plan.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ikirere.recipe.mixers import Kda
+from ikirere.recipe.schema import Model
+
+BUILT = frozenset({"full"})
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of weights. `matmul` is what every token is multiplied with: all 2-D weights but the lookup."""
+
+    total: int
+    embedding: int  # the lookup table, and the head where it is untied
+    layers: int
+    hidden_2d: int  # 2-D weights inside the layers, the ones Muon may own
+    matmul: int
+    not_built: tuple[str, ...]
+
+    @property
+    def embedding_share(self) -> float:
+        return self.embedding / self.total
+
+
+def _attention(m: Model) -> tuple[int, int]:
+    """(2-D weights, vectors) of query, key, value and output projections."""
+    q, kv = m.num_attention_heads * m.head_size, m.num_key_value_heads * m.head_size
+    vectors = 2 * m.head_size if m.qk_norm else 0
+    return 2 * m.hidden_size * q + 2 * m.hidden_size * kv, vectors
+
+
+def _kda(m: Model) -> tuple[int, int]:
+    """Kimi Delta Attention (Kimi Linear report; fla-core `fla/layers/kda.py`), without biases."""
+    k = m.mixer("kda")
+    assert isinstance(k, Kda)
+    heads = k.num_heads or m.num_attention_heads
+    width, rank, d = heads * k.head_dim, k.gate_rank or k.head_dim, m.hidden_size
+    projections = 4 * d * width  # query, key, value, output
+    gates = 2 * (d * rank + rank * width)  # decay and output gate, each down then up
+    write_strength = d * heads
+    vectors = 3 * width * k.conv_size + heads + width + k.head_dim  # convolutions, A_log, dt_bias, head norm
+    return projections + gates + write_strength, vectors
+
+
+def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
+    """(2-D weights, other weights) of one mixer."""
+    if name == "kda":
+        return _kda(m)
+    matrices, vectors = _attention(m)
+    if name == "hybrid":  # one learned query per key-value head pools a block into its summary
+        vectors += m.num_key_value_heads * m.head_size
+    return matrices, vectors
+
+
+def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
+    """Count a model; `patterns` are further layer patterns it trains with (phases with `attention`)."""
+    from ikirere.recipe.mixers import layers
+
+    names = list(m.layers)
+    extra = [layers(p, m.num_hidden_layers) for p in patterns]
+    recursive = m.family == "recursive"
+    feed_forward = 3 * m.hidden_size * m.intermediate_size
+    norms = 0 if recursive else 2 * m.hidden_size  # the recursive core's norms have no weight
+    matrices = vectors = 0
+    for i, name in enumerate(names):
+        own = mixer_parameters(m, name)
+        alternatives = [mixer_parameters(m, p[i]) for p in extra]
+        matrices += max(own[0], *(a[0] for a in alternatives)) if alternatives else own[0]
+        vectors += max(own[1], *(a[1] for a in alternatives)) if alternatives else own[1]
+        matrices += feed_forward
+        vectors += norms
+    final = m.hidden_size + 1 if recursive else m.hidden_size  # halting head, or the last norm
+    table = m.vocab_size * m.hidden_size
+    embedding = table if m.tie_word_embeddings else 2 * table
+    used = {*names, *(name for p in extra for name in p), *(("recursive",) if recursive else ())}
+    return Counts(
+        total=embedding + matrices + vectors + final,
+        embedding=embedding,
+        layers=matrices + vectors,
+        hidden_2d=matrices,
+        matmul=matrices + table,
+        not_built=tuple(sorted(used - BUILT)),
+    )

@@ -1,0 +1,215 @@
+"""Memory per device: weights, gradients, optimiser, activations, logits, and the KV cache when serving."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ikirere.recipe.mixers import Kda, Window, layers
+from ikirere.recipe.planner import constants as c
+from ikirere.recipe.planner.counts import Counts, count
+from ikirere.recipe.planner.hardware import Device
+from ikirere.recipe.schema import Model, Recipe
+from ikirere.recipe.sections import Optimizer, Training
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one device while a stage trains; `where` is the stage or phase that needs most."""
+
+    where: str
+    process: float
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+    reference: float = 0.0
+
+    @property
+    def total(self) -> float:
+        parts = (self.weights, self.gradients, self.optimizer, self.activations, self.logits, self.reference)
+        return self.process + sum(parts)
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Bytes of the decode state at the served context."""
+
+    context: int
+    bits: int
+    per_sequence: float
+    slots: int
+
+    @property
+    def total(self) -> float:
+        return self.per_sequence * self.slots
+
+
+def working_precision(recipe: Recipe, training: Training) -> str:
+    """`auto` means the hardware's; a CPU computes in fp32 (bf16 is emulated there)."""
+    if recipe.hardware.device == "cpu":
+        return "fp32"
+    return recipe.hardware.precision if training.precision == "auto" else training.precision
+
+
+def optimizer_bytes(counts: Counts, optimizer: Optimizer) -> float:
+    """AdamW keeps two fp32 moments of all weights; Muon keeps one momentum of the 2-D hidden weights."""
+    muon = counts.hidden_2d if optimizer.name == "muon" else 0
+    return c.FP32 * (2 * (counts.total - muon) + muon)
+
+
+def layer_elements(m: Model, name: str, length: int, packed: bool) -> tuple[float, float]:
+    """(fp32 elements, elements in working precision) that one layer keeps per token for the backward pass."""
+    q, kv = m.num_attention_heads * m.head_size, m.num_key_value_heads * m.head_size
+    heads = m.num_attention_heads
+    norms = c.NORM_PER_HIDDEN * m.hidden_size + c.PER_TOKEN
+    inner = float(c.FEED_FORWARD_COPIES * m.intermediate_size)
+    if name == "kda":
+        k = m.mixer("kda")
+        assert isinstance(k, Kda)
+        return norms, inner + c.KDA_COPIES * (k.num_heads or heads) * k.head_dim
+    inner += c.QUERY_COPIES * q + c.KEY_VALUE_COPIES * kv
+    norms += c.PER_HEAD * heads
+    if m.qk_norm:
+        norms += c.QK_NORM_COPIES * (q + kv) + heads + m.num_key_value_heads
+    if packed:
+        norms += c.MASK_PER_PAIR * length
+    return norms, inner
+
+
+def activation_bytes(
+    m: Model, pattern: str | None, length: int, tokens: int, precision: str, checkpointing: bool, packed: bool
+) -> float:
+    """Bytes kept for the backward pass of `tokens` tokens on one device, at its highest."""
+    half = c.FP32 if precision == "fp32" else c.HALF
+    names = layers(pattern, m.num_hidden_layers) if pattern else m.layers
+
+    def bytes_of(name: str) -> float:
+        single, working = layer_elements(m, name, length, packed)
+        return c.FP32 * single + half * working
+
+    widest = max(bytes_of(name) for name in names)
+    backward = half * c.BACKWARD_FEED_FORWARD * m.intermediate_size
+    if checkpointing:  # each layer's input, and one layer opened again
+        return tokens * (len(names) * c.FP32 * m.hidden_size + widest + backward)
+    return tokens * (sum(bytes_of(name) for name in names) + backward)
+
+
+def logits_bytes(m: Model, tokens: int) -> float:
+    return min(tokens, c.LOGITS_CHUNK_TOKENS) * m.vocab_size * c.FP32 * c.LOGITS_COPIES
+
+
+def _weights(counts: Counts, precision: str) -> float:
+    """fp32 master weights, and the copy that the matrix products read."""
+    return counts.total * (c.FP32 + {"fp32": 0, "fp8": c.FP8}.get(precision, c.HALF))
+
+
+def _training(
+    recipe: Recipe,
+    device: Device,
+    where: str,
+    training: Training,
+    counts: Counts,
+    length: int,
+    sequences: int,
+    pattern: str | None = None,
+    context_parallel: int = 1,
+    reference: float = 0.0,
+) -> Memory:
+    precision = working_precision(recipe, training)
+    share = recipe.hardware.count if training.parallel == "fsdp" else 1
+    micro = training.micro_batch_size or sequences
+    tokens = micro * length // context_parallel
+    packed = device.is_cpu  # cards run variable-length kernels, which need no mask
+    recursive = recipe.model.family == "recursive"
+    activations = activation_bytes(
+        recipe.model,
+        pattern,
+        length,
+        tokens,
+        precision,
+        training.activation_checkpointing,
+        packed,
+    )
+    if recursive:  # only the last cycle keeps a graph: n+1 calls of the core
+        settings = recipe.model.mixer("recursive")
+        activations *= getattr(settings, "inner_updates", 1) + 1
+    parts = {
+        "weights": _weights(counts, precision) / share,
+        "gradients": counts.total * c.FP32 / share,
+        "optimizer": optimizer_bytes(counts, training.optimizer) / share,
+        "activations": activations,
+        "logits": logits_bytes(recipe.model, tokens),
+        "reference": reference,
+    }
+    if device.is_cpu:
+        return Memory(where, c.CPU_PROCESS + c.CPU_WORKING, **parts)
+    slack = c.CARD_FRAGMENTATION * sum(parts.values())
+    return Memory(where, c.CARD_CONTEXT + slack, **parts)
+
+
+def training_memory(recipe: Recipe, device: Device) -> list[Memory]:
+    """One entry per phase of pretraining, and one each for SFT and DPO."""
+    patterns = tuple(p.attention for p in recipe.pretrain.phases if p.attention)
+    counts = count(recipe.model, patterns)
+    devices = recipe.hardware.count
+    result = []
+    for p in recipe.pretrain.phases:
+        groups = max(1, devices // p.context_parallel)
+        result.append(
+            _training(
+                recipe,
+                device,
+                f"pretrain/{p.name}",
+                recipe.pretrain,
+                counts,
+                p.sequence_length,
+                max(1, p.batch_size // groups),
+                p.attention,
+                p.context_parallel,
+            )
+        )
+    if recipe.sft is not None and "sft" in recipe.stages:
+        s = recipe.sft
+        result.append(
+            _training(recipe, device, "sft", s, counts, s.sequence_length, max(1, s.batch_size // devices))
+        )
+    if recipe.dpo is not None and "dpo" in recipe.stages:
+        d = recipe.dpo
+        pairs = max(1, d.batch_size // devices)
+        on_card = d.reference_device == "same"
+        reference = _reference(recipe, counts) if on_card else 0.0
+        micro = d.model_copy(update={"micro_batch_size": 2 * (d.micro_batch_size or pairs)})
+        result.append(
+            _training(recipe, device, "dpo", micro, counts, d.sequence_length, 2 * pairs, reference=reference)
+        )
+    return result
+
+
+def _reference(recipe: Recipe, counts: Counts) -> float:
+    """The frozen model that DPO compares with."""
+    assert recipe.dpo is not None
+    wide = c.FP32 if working_precision(recipe, recipe.dpo) == "fp32" else c.HALF
+    return counts.total * wide
+
+
+def cache_memory(recipe: Recipe) -> Cache:
+    """Keys and values at the served context. Windows keep their window; KDA keeps a fixed fp32 state."""
+    m, serve = recipe.model, recipe.serve
+    context = serve.context or m.max_position_embeddings
+    width = 2 * m.num_key_value_heads * m.head_size * serve.kv_cache_bits / 8
+    total = 0.0
+    for name in m.layers:
+        if name == "kda":
+            k = m.mixer("kda")
+            assert isinstance(k, Kda)
+            heads = k.num_heads or m.num_attention_heads
+            state = heads * k.head_dim * k.head_dim + 3 * heads * k.head_dim * (k.conv_size - 1)
+            total += state * c.FP32
+        elif name == "window":
+            w = m.mixer("window")
+            assert isinstance(w, Window)
+            total += width * min(context, w.window + w.sinks)
+        else:
+            total += width * context
+    return Cache(context, serve.kv_cache_bits, total, serve.slots)

@@ -1,0 +1,105 @@
+"""A plan as text for a terminal."""
+
+from __future__ import annotations
+
+import textwrap
+
+from ikirere.recipe.planner.contradictions import Finding, gb, short
+from ikirere.recipe.planner.plan import Plan, StagePlan
+
+WIDTH = 110
+
+
+def render(plan: Plan) -> str:
+    """Plain text, at most 110 columns."""
+    blocks = [_head(plan), _model(plan), _work(plan), _memory(plan), _serving(plan)]
+    blocks.append(_findings("contradictions", plan.contradictions, "none found"))
+    if plan.notes:
+        blocks.append(_findings("notes", plan.notes, ""))
+    return "\n\n".join(blocks) + "\n"
+
+
+def _head(plan: Plan) -> str:
+    lines = [f"{plan.name}  {plan.description}".rstrip(), "stages  " + " > ".join(plan.stage_names)]
+    return "\n".join(textwrap.fill(line, WIDTH, subsequent_indent="        ") for line in lines)
+
+
+def _model(plan: Plan) -> str:
+    counts = plan.counts
+    by = "equal to the built model"
+    if counts.not_built:
+        by = f"counted by formula, mixer not built: {', '.join(counts.not_built)}"
+    return "\n".join(
+        [
+            f"parameters   {counts.total:,} ({short(counts.total)}), {by}",
+            f"  embeddings {counts.embedding:,} ({counts.embedding_share:.1%})",
+            f"tokens       {plan.tokens:,} ({short(plan.tokens)}), {plan.tokens_per_parameter:.3g} per parameter",
+            f"operations   {plan.training_flops:.3g} FLOP in training, attention counted",
+        ]
+    )
+
+
+def duration(seconds: float) -> str:
+    """1000 -> 16.7 min."""
+    for size, name in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds:.3g} s"
+
+
+def _work(plan: Plan) -> str:
+    head = (
+        f"time         {duration(plan.hours * 3600)} on {plan.devices} x {plan.device.name} in {plan.precision} at "
+        f"MFU {plan.mfu:.0%} (assumed)"
+    )
+    rows: list[tuple[str, StagePlan]] = []
+    for stage in plan.stages:
+        rows.append((stage.name, stage))
+        if stage.name == "pretrain" and len(plan.phases) > 1:
+            rows += [(f"  {phase.name}", phase) for phase in plan.phases]
+    width = max([len(name) for name, _ in rows], default=0)
+    lines = [
+        f"  {name:<{width}}  {short(s.tokens):>8} tokens  {s.flops:>8.3g} FLOP  {duration(s.seconds):>9}  "
+        f"{short(s.tokens_per_second):>8} tokens/s"
+        for name, s in rows
+    ]
+    return "\n".join([head, *lines])
+
+
+def _memory(plan: Plan) -> str:
+    peak = plan.peak_memory
+    head = f"memory       {gb(peak.total)} GB per device at most ({peak.where}), {plan.device.name} has {gb(plan.device.memory)} GB"
+    width = max(len(m.where) for m in plan.memory)
+    lines = []
+    for m in plan.memory:
+        parts = {
+            "process": m.process,
+            "weights": m.weights,
+            "gradients": m.gradients,
+            "optimiser": m.optimizer,
+            "activations": m.activations,
+            "logits": m.logits,
+            "reference": m.reference,
+        }
+        shown = "  ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
+        lines.append(f"  {m.where:<{width}}  {gb(m.total):>6} = {shown}")
+    return "\n".join([head, *lines])
+
+
+def _serving(plan: Plan) -> str:
+    cache = plan.cache
+    return (
+        f"decode state {gb(cache.per_sequence)} GB per sequence at {cache.context:,} tokens and {cache.bits} bits, "
+        f"{gb(cache.total)} GB for {cache.slots} at once"
+    )
+
+
+def _findings(title: str, findings: tuple[Finding, ...], none: str) -> str:
+    if not findings:
+        return f"{title}  {none}"
+    lines = [title]
+    for f in findings:
+        keys = " / ".join(dict.fromkeys(f.keys))
+        lines.append(f"  {keys}")
+        lines.append(textwrap.fill(f.text, WIDTH, initial_indent="    ", subsequent_indent="    "))
+    return "\n".join(lines)

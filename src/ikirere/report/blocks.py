@@ -1,0 +1,232 @@
+"""The sections of a report, one function per stage. Each shows what is in the run folder, or is left out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from ikirere.report import figures
+from ikirere.report.collect import Run, StageRecord
+from ikirere.report.tables import Table, duration, measured, number, percent, size
+
+
+@dataclass
+class Figure:
+    svg: str
+    caption: str
+
+
+@dataclass
+class Block:
+    """One section: a heading, figures, tables, texts and transcripts."""
+
+    title: str
+    note: str = ""
+    figures: list[Figure] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    texts: list[dict[str, str]] = field(default_factory=list)
+    chats: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def empty(self) -> bool:
+        return not (self.figures or self.tables or self.texts or self.chats)
+
+
+def programme(run: Run) -> Block:
+    """Every stage with its time and memory."""
+    rows = [
+        (stage.name, stage.state, duration(stage.seconds), size(stage.peak_rss))
+        for stage in run.stages.values()
+    ]
+    total = sum(stage.seconds or 0 for stage in run.stages.values())
+    rows.append(
+        ("all", "", duration(total), size(max((s.peak_rss or 0 for s in run.stages.values()), default=0)))
+    )
+    table = Table(("Stage", "State", "Time", "Peak memory"), rows, {2, 3})
+    timed = {s.name: s.seconds for s in run.stages.values() if s.seconds}
+    drawn = [Figure(figures.horizontal_bars(timed, "seconds"), "Where the time went.")] if timed else []
+    return Block("Programme", "Peak memory is that of the whole process while the stage ran.", drawn, [table])
+
+
+def data(run: Run, stage: StageRecord) -> Block:
+    block = Block("Data", "Documents by domain; held-out documents come from groups that training never saw.")
+    by_domain: dict[str, dict[str, dict[str, float]]] = {}
+    for name, metric in stage.metrics.items():
+        parts = name.split("/")
+        if len(parts) >= 2 and parts[0] in ("documents", "bytes"):
+            by_domain.setdefault("/".join(parts[1:]), {})[parts[0]] = metric
+    rows = [
+        (
+            domain,
+            measured(values.get("documents")),
+            size(values["bytes"]["value"]) if "bytes" in values else "",
+        )
+        for domain, values in sorted(by_domain.items())
+    ]
+    if rows:
+        block.tables.append(Table(("Domain", "Documents", "Bytes"), rows, {1, 2}, "Documents"))
+    licences = stage.rows("licences.jsonl")
+    if licences:
+        totals: Counter[str] = Counter()
+        counts: Counter[str] = Counter()
+        kept: dict[str, bool] = {}
+        for row in licences:
+            totals[row["licence"]] += row["bytes"]
+            counts[row["licence"]] += row["documents"]
+            kept[row["licence"]] = bool(row.get("kept", True))
+        shown = [
+            (licence, number(counts[licence]), size(amount), "kept" if kept[licence] else "dropped")
+            for licence, amount in totals.most_common(15)
+        ]
+        block.tables.append(Table(("SPDX licence", "Documents", "Bytes", ""), shown, {1, 2}, "Licences"))
+    dropped = stage.with_prefix("dropped")
+    if dropped:
+        reasons = [(reason, number(metric["value"])) for reason, metric in sorted(dropped.items())]
+        block.tables.append(Table(("Dropped because", "Documents"), reasons, {1}, "Dropped"))
+    return block
+
+
+def tokenizer(run: Run, stage: StageRecord) -> Block:
+    rows = [(name, measured(metric)) for name, metric in sorted(stage.metrics.items())]
+    spec = run.recipe["tokenizer"]
+    note = (
+        f"{spec['kind']}, {spec['vocab_size']:,} ids with the special tokens; figures on held-out documents."
+    )
+    return Block("Tokenizer", note, [], [Table(("Figure", "Measured"), rows, {1})] if rows else [])
+
+
+def pretrain(run: Run, stage: StageRecord) -> Block:
+    block = Block(
+        "Pretraining",
+        "Bits per byte do not depend on the tokenizer: lower is better, and every compressor can be asked the same.",
+    )
+    log = stage.rows("log.jsonl")
+    if log:
+        block.figures.append(Figure(figures.loss_curve(log), "Training loss."))
+    sets = {
+        "model": stage.with_prefix("bits_per_byte"),
+        "gzip -9": stage.with_prefix("gzip9_bits_per_byte"),
+        "xz -9": stage.with_prefix("xz9_bits_per_byte"),
+    }
+    groups = {
+        domain: {name: found[domain]["value"] for name, found in sets.items() if domain in found}
+        for domain in sets["model"]
+    }
+    if groups:
+        svg = figures.grouped_bars(groups, "bits per byte")
+        block.figures.append(Figure(svg, "Held-out documents of distributions never trained on."))
+        rows = [(domain, *(measured(found.get(domain)) for found in sets.values())) for domain in groups]
+        block.tables.append(Table(("Domain", *sets), rows, {1, 2, 3}, "Bits per byte"))
+    rest = {n: m for n, m in stage.metrics.items() if "bits_per_byte" not in n or "@" in n}
+    rows = [(name, measured(metric)) for name, metric in sorted(rest.items())]
+    if rows:
+        block.tables.append(Table(("Figure", "Measured"), rows, {1}, "Training"))
+    for sample in (stage.json("samples.json") or [])[:4]:
+        text = str(sample.get("prompt", "")) + "⟦" + str(sample.get("continuation", "")) + "⟧"
+        block.texts.append(
+            {
+                "title": f"Held-out {sample.get('domain', 'text')}, continued by the model inside ⟦ ⟧",
+                "text": text,
+            }
+        )
+    return block
+
+
+def tuned(title: str, note: str) -> Callable[[Run, StageRecord], Block]:
+    """SFT and DPO: the loss curve and the stage's figures."""
+
+    def build(run: Run, stage: StageRecord) -> Block:
+        block = Block(title, note)
+        log = stage.rows("log.jsonl")
+        if log:
+            block.figures.append(Figure(figures.loss_curve(log, "loss"), "Training loss."))
+        rows = [(name, measured(metric)) for name, metric in sorted(stage.metrics.items())]
+        if rows:
+            block.tables.append(Table(("Figure", "Measured"), rows, {1}))
+        return block
+
+    return build
+
+
+def _turns(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
+    turns: list[dict[str, str]] = []
+    for message in messages:
+        role = message["role"]
+        if role == "tool":
+            turns.append({"style": "call", "text": f"→ {message['content']}", "scratchpad": ""})
+            continue
+        scratchpad = str(message.get("reasoning_content") or "")
+        if message.get("content") or scratchpad:
+            style = "assistant" if role == "assistant" else "user"
+            turns.append(
+                {"style": style, "text": str(message.get("content") or ""), "scratchpad": scratchpad}
+            )
+        for call in message.get("tool_calls") or []:
+            function = call["function"]
+            turns.append(
+                {"style": "call", "text": f"{function['name']}({function['arguments']})", "scratchpad": ""}
+            )
+    return turns
+
+
+def evaluate(run: Run, stage: StageRecord) -> Block:
+    block = Block(
+        "Tool use on held-out questions",
+        "Shares with 95% Wilson intervals. Questions share no operands or words with training rows.",
+    )
+    kinds = sorted({n for p in ("right_tool", "right_arguments", "answer") for n in stage.with_prefix(p)})
+    rows = [
+        (
+            kind,
+            *(percent(stage.metrics.get(f"{p}/{kind}")) for p in ("right_tool", "right_arguments", "answer")),
+        )
+        for kind in kinds
+    ]
+    if rows:
+        head = ("Questions", "Right tool", "Right arguments", "Right final answer")
+        block.tables.append(Table(head, rows, {1, 2, 3}))
+    with_tool = stage.metrics.get("answer/calculator")
+    without = stage.metrics.get("answer_without_tool/calculator")
+    if with_tool and without:
+        values = {"calculator questions": {"with the tool": with_tool["value"], "without": without["value"]}}
+        bands = {
+            "calculator questions": {
+                "with the tool": (with_tool["low"], with_tool["high"]),
+                "without": (without["low"], without["high"]),
+            }
+        }
+        svg = figures.grouped_bars(values, "share right", bands)
+        block.figures.append(
+            Figure(svg, "The same model on the same questions, with and without its calculator.")
+        )
+    shown = {f"{p}/{k}" for p in ("right_tool", "right_arguments", "answer") for k in kinds}
+    rows = [(name, measured(m)) for name, m in sorted(stage.metrics.items()) if name not in shown]
+    if rows:
+        block.tables.append(Table(("Figure", "Measured"), rows, {1}, "Further figures"))
+    for sample in (stage.json("samples.json") or [])[:6]:
+        block.chats.append({"title": sample.get("kind", "sample"), "turns": _turns(sample["messages"])})
+    return block
+
+
+BLOCKS: dict[str, Callable[[Run, StageRecord], Block]] = {
+    "data": data,
+    "tokenizer": tokenizer,
+    "pretrain": pretrain,
+    "sft": tuned("Supervised fine-tuning", "Loss is taken on the assistant's tokens only."),
+    "dpo": tuned(
+        "Preference learning (DPO)",
+        "Against the frozen SFT model, on pairs of correctness, brevity and tool choice.",
+    ),
+    "evaluate": evaluate,
+}
+
+
+def blocks(run: Run) -> list[Block]:
+    """All sections that have something to show, in the programme's order."""
+    built = [programme(run)]
+    for name, stage in run.stages.items():
+        if name in BLOCKS and stage.state == "done":
+            built.append(BLOCKS[name](run, stage))
+    return [block for block in built if not block.empty]

@@ -1,0 +1,98 @@
+"""One self-contained HTML file from a run folder."""
+
+from __future__ import annotations
+
+from collections import Counter
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ikirere.report.blocks import blocks
+from ikirere.report.collect import Run
+from ikirere.report.tables import Table, band, duration, measured, number, percent, size
+
+
+def gate_rows(run: Run) -> list[dict[str, Any]]:
+    """All gates of the run with their stage."""
+    return [{"stage": stage.name, **gate} for stage in run.stages.values() for gate in stage.gates]
+
+
+def _gates(run: Run) -> dict[str, Any]:
+    rows = gate_rows(run)
+    counts = Counter(row["verdict"] for row in rows)
+    summary = ", ".join(f"{counts[v]} {v}" for v in ("PASS", "MISS", "INSIDE NOISE", "NOT RUN") if counts[v])
+    return {"rows": rows, "summary": f"{len(rows)} gates: {summary}." if rows else ""}
+
+
+def cards(run: Run) -> list[dict[str, str]]:
+    """The handful of figures at the top; those that were not measured are left out."""
+    found: list[dict[str, str]] = []
+
+    def add(label: str, value: str | None) -> None:
+        if value is not None:
+            found.append({"label": label, "value": value})
+
+    pretrain, evaluate = run.stages.get("pretrain"), run.stages.get("evaluate")
+    if pretrain and (parameters := pretrain.value("parameters")) is not None:
+        add("parameters", f"{parameters / 1e6:,.2f} M")
+    if pretrain and (bits := pretrain.value("bits_per_byte")) is not None:
+        add("bits per byte, held out", f"{bits:.3f}")
+    if evaluate and (answer := evaluate.metrics.get("answer/calculator")):
+        add("calculator questions right", percent(answer).split(" ")[0])
+    if evaluate and (without := evaluate.metrics.get("answer_without_tool/calculator")):
+        add("the same without the tool", percent(without).split(" ")[0])
+    seconds = [stage.seconds for stage in run.stages.values() if stage.seconds is not None]
+    add("for the whole programme", duration(sum(seconds)) if seconds else None)
+    memory = [stage.peak_rss for stage in run.stages.values() if stage.peak_rss]
+    add("peak memory", size(max(memory)) if memory else None)
+    return found
+
+
+def _machine(run: Run) -> Table:
+    environment = run.environment
+    rows: list[tuple[str, str]] = [("seed", str(run.recipe["seed"]))]
+    for key, value in environment.items():
+        if key == "packages" or value in (None, [], {}):
+            continue
+        rows.append((key, size(value) if key == "memory_bytes" else str(value)))
+    packages = environment.get("packages", {})
+    shown = ("torch", "numpy", "tokenizers", "sentencepiece", "safetensors", "pyarrow", "pydantic")
+    rows += [(name, packages[name]) for name in shown if name in packages and name != "torch"]
+    return Table(("What", "Value"), rows)
+
+
+def render(run: Run) -> str:
+    """The report's HTML."""
+    import jinja2
+
+    environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["number"] = number
+    environment.filters["band"] = band
+    source = resources.files("ikirere.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    metrics = [
+        (stage.name, name, measured(metric), str(metric["n"]), metric["kind"], metric["raw"])
+        for stage in run.stages.values()
+        for name, metric in stage.metrics.items()
+    ]
+    artifacts = [
+        (f"{stage.name}/{item['path']}", size(item["bytes"]), item["sha256"])
+        for stage in run.stages.values()
+        for item in stage.artifacts
+    ]
+    return environment.from_string(source).render(
+        run=run,
+        cards=cards(run),
+        gates=_gates(run),
+        blocks=blocks(run),
+        metrics=Table(("Stage", "Metric", "Measured", "n", "Kind", "Raw file"), metrics, {2, 3}),
+        artifacts=Table(("File", "Size", "SHA-256"), artifacts, {1}),
+        machine=_machine(run),
+    )
+
+
+def write_report(run: Run, path: Path) -> None:
+    """Write the report whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_text(render(run), encoding="utf-8")
+    temporary.replace(path)

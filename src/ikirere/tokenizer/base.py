@@ -1,0 +1,270 @@
+"""One tokenizer class for every kind: `tokenizer.json`, read by Hugging Face `tokenizers`, is the encoder of record.
+
+Three properties hold whatever the text is (tested with random Unicode and with hostile text):
+no encoded text holds a special id; decoding gives the text back; there is no unknown token.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from ikirere.errors import UserError
+from ikirere.tokenizer.specials import BOS, END, EOS, PAD, SPECIALS
+
+FILE = "tokenizer.json"
+CONFIG_FILE = "tokenizer_config.json"
+TEMPLATE_FILE = "chat_template.jinja"
+NO_LENGTH_LIMIT = int(1e30)  # what transformers writes where a tokenizer has no longest input
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def read_template() -> str:
+    """The chat template (Jinja), as it is saved beside every tokenizer."""
+    return resources.files(__package__).joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
+
+
+def special_token(content: str) -> tokenizers.AddedToken:
+    """A special token that matches its exact spelling only and takes no white space with it."""
+    return tokenizers.AddedToken(content, special=True, normalized=False, lstrip=False, rstrip=False)
+
+
+def byte_characters() -> dict[str, int]:
+    """The printable stand-in of each byte in byte-level BPE (Radford et al. 2019, GPT-2) -> the byte."""
+    kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in kept}
+    for offset, byte in enumerate(byte for byte in range(256) if byte not in set(kept)):
+        table[chr(256 + offset)] = byte
+    return table
+
+
+class Tokenizer:
+    """Text to ids and back. Ids are Python ints in [0, vocab_size).
+
+    Build one with `Tokenizer.load`, or from the text of a tokenizer.json. Raises UserError where the file is
+    not a tokenizer.json or lacks a special token of `specials.SPECIALS`.
+    """
+
+    def __init__(self, definition: str, origin: str = FILE) -> None:
+        try:
+            backend = tokenizers.Tokenizer.from_str(definition)
+            self._definition: dict[str, Any] = json.loads(definition)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
+        # Off by default in `tokenizers`: on, the spelling of a special token is text like any other.
+        backend.encode_special_tokens = True
+        self._backend = backend
+        self._text = definition
+        added = backend.get_added_tokens_decoder()
+        self._ids_by_content = {token.content: index for index, token in added.items()}
+        self._special_ids = frozenset(i for i, token in added.items() if token.special)
+        missing = [s for s in SPECIALS if self._ids_by_content.get(s) not in self._special_ids]
+        if missing:
+            raise UserError(
+                f"{origin}: lacks the special tokens {' '.join(missing)}; train or adopt it with Ikirere"
+            )
+        self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
+        self.kind: str = str(self._definition["model"].get("type", "")).lower()
+        self.sha256: str = hashlib.sha256(definition.encode()).hexdigest()
+        self.pad, self.bos, self.eos, self.end = (self.id(s) for s in (PAD, BOS, EOS, END))
+        fragile = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
+        self._broken = re.compile("|".join(map(re.escape, fragile)))
+
+    # ------------------------------------------------------------ files
+
+    @classmethod
+    def load(cls, path: str | Path) -> Tokenizer:
+        """Read a folder that holds tokenizer.json, a stage's folder above it, or the file itself."""
+        given = Path(path)
+        for file in (given, given / FILE, given / "tokenizer" / FILE):
+            if file.is_file():
+                try:
+                    return cls(file.read_text(encoding="utf-8"), str(file))
+                except (OSError, UnicodeDecodeError) as error:
+                    raise UserError(f"{file}: cannot be read ({error})") from None
+        raise UserError(f"{given}: no {FILE} there; give the folder that holds it, or the file")
+
+    def save(self, folder: str | Path) -> None:
+        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, each whole or not at all."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        template = read_template()
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "bos_token": BOS,
+            "eos_token": END,  # what ends a generated turn; <eos> separates documents in pretraining
+            "pad_token": PAD,
+            "additional_special_tokens": [s for s in SPECIALS if s not in (BOS, END, PAD)],
+            "chat_template": template,
+            "model_max_length": NO_LENGTH_LIMIT,
+            "clean_up_tokenization_spaces": False,
+            "model_input_names": ["input_ids", "attention_mask"],
+        }
+        files = {
+            FILE: self._text,
+            CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
+            TEMPLATE_FILE: template,
+        }
+        for name, content in files.items():
+            temporary = target / f"{name}.part"
+            temporary.write_text(content, encoding="utf-8", newline="")
+            temporary.replace(target / name)
+
+    # ------------------------------------------------------------ text to ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of the text; none of them is special. Raises UserError for a lone surrogate (not Unicode text)."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
+        """`encode` for many texts at once (threads of `tokenizers`)."""
+        rows = list(texts)
+        try:
+            encoded = [e.ids for e in self._backend.encode_batch_fast(rows, add_special_tokens=False)]
+        except (UnicodeEncodeError, TypeError):
+            raise _not_text(rows) from None
+        for i, ids in enumerate(encoded):
+            if not self._special_ids.isdisjoint(ids):
+                encoded[i] = self._encode_apart(rows[i])
+        return encoded
+
+    def _encode_apart(self, text: str) -> list[int]:
+        """Encode with every special spelling cut after its first character.
+
+        Tokenizers trained here never need it: their pre-tokenisers cut there already. An adopted vocabulary may
+        hold a special's spelling as an ordinary piece.
+        """
+        cuts = [0, *(match.start() + 1 for match in self._broken.finditer(text)), len(text)]
+        parts = [text[a:b] for a, b in pairwise(cuts) if b > a]
+        if len(parts) < 2:
+            raise UserError(
+                f"this vocabulary encodes the text {text!r} to a special token; use another tokenizer"
+            )
+        return [i for ids in self.encode_batch(parts) for i in ids]
+
+    def id(self, special: str) -> int:
+        """Id of a special token by its spelling. Raises UserError for an unknown one."""
+        try:
+            return self._ids_by_content[special]
+        except KeyError:
+            raise UserError(
+                f"no special token {special!r}; there are {' '.join(self._ids_by_content)}"
+            ) from None
+
+    @cached_property
+    def unknown(self) -> int | None:
+        """Id for what the vocabulary cannot spell; None where there is none, as in all that are trained here."""
+        model = self._definition["model"]
+        index = model.get("unk_id")
+        if index is None and model.get("unk_token") is not None:
+            index = self._backend.token_to_id(model["unk_token"])
+        return None if index == self.pad else index
+
+    @property
+    def special_tokens(self) -> tuple[str, ...]:
+        """Spellings of the special tokens, by id."""
+        return tuple(
+            c for c, i in sorted(self._ids_by_content.items(), key=lambda x: x[1]) if i in self._special_ids
+        )
+
+    @property
+    def special_ids(self) -> frozenset[int]:
+        """Ids that no text is encoded to."""
+        return self._special_ids
+
+    # ------------------------------------------------------------ ids to text
+
+    def decode_bytes(self, ids: Iterable[int], keep_special: bool = False) -> bytes:
+        """The exact bytes; special tokens give none unless `keep_special`. Raises UserError for an id out of range."""
+        table = self._bytes if not keep_special else self._bytes_with_special
+        try:
+            return b"".join([table[i] for i in ids])
+        except (KeyError, IndexError):
+            raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
+
+    def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
+        """Text of the ids. Bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids, keep_special).decode("utf-8", errors="replace")
+
+    def stream_decoder(self) -> StreamDecoder:
+        """A decoder that is fed one id at a time."""
+        return StreamDecoder(self)
+
+    @cached_property
+    def _bytes_with_special(self) -> dict[int, bytes]:
+        added = self._backend.get_added_tokens_decoder()
+        to_bytes = _token_bytes(self._definition.get("decoder"))
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        return {i: token.encode() if i in added else to_bytes(token) for token, i in vocabulary.items()}
+
+    @cached_property
+    def _bytes(self) -> dict[int, bytes]:
+        return {i: b"" if i in self._special_ids else data for i, data in self._bytes_with_special.items()}
+
+
+class StreamDecoder:
+    """Ids to text one by one: a character split over tokens is held back until it is whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def push(self, token: int) -> str:
+        """Text that became complete with this id ('' for special tokens and unfinished characters)."""
+        return self._decoder.decode(self._tokenizer.decode_bytes((token,)))
+
+    def flush(self) -> str:
+        """What is left, U+FFFD for an unfinished character; the decoder starts anew."""
+        rest = self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return rest
+
+
+def _token_bytes(decoder: dict[str, Any] | None) -> Any:
+    """How one vocabulary entry becomes bytes, by the decoder that tokenizer.json names."""
+    steps = (decoder or {}).get("decoders") or ([decoder] if decoder else [])
+    types = {step["type"] for step in steps}
+    if "ByteLevel" in types:
+        table = byte_characters()
+        return lambda token: (
+            bytes(table[c] for c in token) if all(c in table for c in token) else token.encode()
+        )
+    replaced = [
+        (step["pattern"]["String"], step["content"])
+        for step in steps
+        if step["type"] == "Replace" and "String" in step["pattern"]
+    ]
+    replaced += [(step["replacement"], " ") for step in steps if step["type"] == "Metaspace"]
+
+    def pieces(token: str) -> bytes:
+        if "ByteFallback" in types and (match := _BYTE.fullmatch(token)):
+            return bytes([int(match[1], 16)])
+        for old, new in replaced:
+            token = token.replace(old, new)
+        return token.encode()
+
+    return pieces
+
+
+def _not_text(rows: Sequence[object]) -> UserError:
+    for i, row in enumerate(rows):
+        if not isinstance(row, str):
+            return UserError(f"text {i} of the batch is {type(row).__name__}, not str")
+        for place, character in enumerate(row):
+            if "\ud800" <= character <= "\udfff":
+                return UserError(
+                    f"text {i} of the batch holds the lone surrogate U+{ord(character):04X} at character {place}, "
+                    "which is not Unicode text; decode the source with errors='replace' first"
+                )
+    return UserError("the text cannot be encoded")

@@ -1,0 +1,129 @@
+"""The stage "tokenizer": training documents in, `tokenizer/` and its figures on held-out documents out."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ikirere.errors import UserError
+from ikirere.programme.measure import Metric, read_rows
+from ikirere.programme.stage import Progress, StageContext, StageResult
+from ikirere.recipe.schema import Recipe
+from ikirere.tokenizer.base import FILE, Tokenizer
+from ikirere.tokenizer.corpus import choose, read_documents
+from ikirere.tokenizer.report import measure_documents
+from ikirere.tokenizer.train import train_tokenizer
+
+FOLDER = "tokenizer"
+ROWS = "heldout.jsonl"
+TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
+
+
+class TokenizerStage:
+    """Trains or adopts the recipe's tokenizer and measures it on every held-out document."""
+
+    name: ClassVar[str] = "tokenizer"
+    needs: ClassVar[tuple[str, ...]] = ("data",)
+
+    def config(self, recipe: Recipe) -> Mapping[str, Any]:
+        return {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "seed": recipe.seed}
+
+    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
+        """Hash of an adopted tokenizer.json on this machine; a hub name is part of `config`."""
+        name = recipe.tokenizer.pretrained
+        for path in (Path(name).expanduser(), recipe_folder / name) if name else ():
+            for file in (path, path / FILE):
+                if file.is_file():
+                    return hashlib.sha256(file.read_bytes()).hexdigest()
+        return ""
+
+    def run(self, context: StageContext) -> StageResult:
+        if "data" not in context.inputs:
+            raise UserError("stages: tokenizer needs the stage data before it")
+        data = context.inputs["data"]
+        for leftover in context.folder.glob("*.part*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        tokenizer = self._train(context, data / TRAIN)
+        rows = context.write_rows(ROWS, self._measure(context, tokenizer, data / HELDOUT))
+        return StageResult(self._metrics(context, rows), [FOLDER, rows])
+
+    def _train(self, context: StageContext, parquet: Path) -> Tokenizer:
+        config = context.recipe.tokenizer
+        temporary = context.folder / f"{FOLDER}.part"
+        texts: Iterable[str] = ()
+        if config.kind == "pretrained":
+            context.say(f"adopting {config.pretrained}")
+        else:
+            sample = choose(parquet, config.train_bytes, config.mixture, context.seed)
+            for domain, taken in sample.taken.items():
+                if taken < 0.9 * sample.wanted[domain]:
+                    context.say(
+                        f"{domain} has {taken} of the {sample.wanted[domain]} bytes that its share asks for"
+                    )
+            size = sum(sample.taken.values())
+            context.say(f"training {config.kind} with {config.vocab_size} ids on {size / 1e6:.1f} MB")
+            texts = _watched(context, sample, size)
+        with _share(context, f"train {config.kind} tokenizer") as progress:
+            train_tokenizer(texts, config, temporary, context.seed, context.recipe_folder, progress)
+        final = context.folder / FOLDER
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.replace(final)
+        return Tokenizer.load(final)
+
+    def _measure(
+        self, context: StageContext, tokenizer: Tokenizer, parquet: Path
+    ) -> Iterator[dict[str, Any]]:
+        documents = list(read_documents(parquet, ("id", "domain", "text")))
+        if not documents:
+            raise UserError(
+                "data.heldout: no document is held out, so the tokenizer cannot be measured; raise it"
+            )
+        with context.progress("measure tokenizer", len(documents), "documents") as bar:
+            for row in measure_documents(tokenizer, documents):
+                yield row
+                bar.advance(1)
+
+    def _metrics(self, context: StageContext, rows: str) -> list[Metric]:
+        found = read_rows(context.folder / rows)
+        domains = sorted({row["domain"] for row in found if row["tokens"]})
+        metrics = [
+            context.metric(f"bytes_per_token/{domain}", "ratio", rows, "bytes", "tokens", {"domain": domain})
+            for domain in domains
+        ]
+        if "code" in domains:
+            metrics.append(
+                context.metric("tokens_per_line/code", "ratio", rows, "tokens", "lines", {"domain": "code"})
+            )
+        metrics.append(context.metric("round_trip", "proportion", rows, "round_trip"))
+        metrics.append(context.metric("forged_specials", "proportion", rows, "forged"))
+        metrics.append(context.metric("unknown_tokens", "mean", rows, "unknown"))
+        return metrics
+
+
+def _watched(context: StageContext, texts: Iterable[str], size: int) -> Iterator[str]:
+    """The texts, with a bar of the bytes read."""
+    with context.progress("read training text", size, "B") as bar:
+        for text in texts:
+            yield text
+            bar.advance(len(text.encode()))
+
+
+@contextmanager
+def _share(context: StageContext, label: str) -> Iterator[Callable[[float], None]]:
+    """A bar in per cent that is drawn once a trainer says how far it is (BPE is too quick to say)."""
+    with ExitStack() as stack:
+        bar: Progress | None = None
+        done = 0.0
+
+        def advance(share: float) -> None:
+            nonlocal bar, done
+            if bar is None:
+                bar = stack.enter_context(context.progress(label, 100, "%"))
+            bar.advance(100 * (share - done))
+            done = share
+
+        yield advance

@@ -1,0 +1,107 @@
+"""Training in a process of its own: Ctrl-C ends it at once, and its memory goes back to the machine.
+
+    python -m ikirere.tokenizer.worker < job.json
+
+The trainers are native code that does not look at signals; inside the main process a stop would have to wait for them.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ikirere.errors import UserError
+
+Learn = Callable[..., Any]
+
+
+def learners() -> dict[str, Learn]:
+    """What can be learnt here: name -> function(texts, size, split_digits) -> something JSON can hold."""
+    from ikirere.tokenizer import bpe, unigram
+
+    return {"bpe": bpe.learn, "unigram": unigram.learn}
+
+
+def learn_apart(
+    kind: str,
+    texts: Iterable[str],
+    size: int,
+    split_digits: bool,
+    work: Path,
+    listen: Callable[[str], None] | None = None,
+) -> Any:
+    """Run one of `learners()` in a child process and give back its result.
+
+    work: folder for the corpus while it is used. listen: gets each line of the trainer's log.
+    Raises UserError where there is no text, or the child fails (with its last line).
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training.part.", dir=work) as name:
+        corpus, result = Path(name, "corpus.jsonl"), Path(name, "result.json")
+        with corpus.open("w", encoding="utf-8") as handle:
+            written = sum(handle.write(json.dumps(text) + "\n") > 3 for text in texts)
+        if not written:
+            raise UserError(
+                "tokenizer: there is no text to train on; check data.sources and tokenizer.mixture"
+            )
+        job = {
+            "kind": kind,
+            "corpus": str(corpus),
+            "result": str(result),
+            "size": size,
+            "split_digits": split_digits,
+        }
+        last = _run(json.dumps(job), listen)
+        if not result.is_file():
+            raise UserError(
+                f"tokenizer: training ended early ({last or 'killed, perhaps for want of memory'})"
+            )
+        return json.loads(result.read_text(encoding="utf-8"))
+
+
+def _run(job: str, listen: Callable[[str], None] | None) -> str:
+    """Run the child to its end; the last line that it wrote. It never outlives this call."""
+    command = [sys.executable, "-m", "ikirere.tokenizer.worker"]
+    last = ""
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
+    ) as child:
+        try:
+            assert child.stdin is not None and child.stderr is not None
+            child.stdin.write(job)
+            child.stdin.close()
+            for line in child.stderr:
+                last = line.strip() or last
+                if listen is not None:
+                    listen(last)
+            code = child.wait()
+        finally:
+            child.kill()
+    return "" if code < 0 else last
+
+
+def _read(corpus: Path) -> Iterator[str]:
+    with corpus.open(encoding="utf-8") as handle:
+        for line in handle:
+            yield json.loads(line)
+
+
+def main() -> None:
+    """The child: job on standard input, trainer's log on standard error, result in the file that the job names."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    job = json.load(sys.stdin)
+    learnt = learners()[job["kind"]](_read(Path(job["corpus"])), job["size"], job["split_digits"])
+    result = Path(job["result"])
+    temporary = result.with_name(result.name + ".part")
+    temporary.write_text(json.dumps(learnt), encoding="utf-8")
+    temporary.replace(result)
+
+
+if __name__ == "__main__":
+    main()

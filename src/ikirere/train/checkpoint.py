@@ -1,0 +1,248 @@
+"""Checkpoints that are either whole or not there.
+
+A checkpoint is a folder `step-000400/`: tensors as torch.distributed.checkpoint writes them, `state-<rank>.json`
+with all else (data position, random states, counters), and `files.json` with the sha256 of every other file
+and of itself. It is written under a temporary name, flushed to the disk and then renamed.
+
+Hashes find accidents (a torn write, a bad disk, an edit), not an adversary, who would hash again; and
+torch.distributed.checkpoint's index is a pickle. Load only checkpoints of your own.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor
+from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
+
+from ikirere.errors import UserError
+
+FILES = "files.json"
+_NAME = re.compile(r"step-(\d{6,})")
+_PART = ".part"
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def name_of(step: int) -> str:
+    """Folder name of the checkpoint after `step` optimiser steps."""
+    return f"step-{step:06d}"
+
+
+def step_of(path: Path) -> int:
+    """Inverse of `name_of`."""
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path.name} is not the name of a checkpoint")
+    return int(match[1])
+
+
+def save(
+    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], config_hash: str, keep: int
+) -> Path:
+    """Writes `folder/step-…`, then removes all but the newest `keep`. Every rank calls it.
+
+    tensors: this rank's, sharded ones as DTensor. state: JSON-able, this rank's own.
+    Raises UserError naming the folder where the disk is full; nothing is left of the attempt then.
+    """
+    rank, world = _ranks()
+    part = folder / (name_of(step) + _PART)
+    try:
+        with full_disk_is_users(folder):
+            if rank == 0:
+                _check_room(folder, tensors)
+                shutil.rmtree(part, ignore_errors=True)
+                part.mkdir(parents=True)
+            _barrier()
+            _write(part / f"state-{rank}.json", json.dumps(state))
+            dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=world == 1)
+            _barrier()
+            if rank == 0:
+                _seal(part, step, config_hash)
+                _swap(part, folder / name_of(step))
+    except BaseException:
+        if rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    if rank == 0:
+        for old in _found(folder)[:-keep]:
+            shutil.rmtree(old)
+    _barrier()
+    return folder / name_of(step)
+
+
+def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Fills `tensors` in place from a checkpoint that `latest_valid` gave; returns this rank's state.
+
+    A rank that the writing run did not have gets the state of rank 0 (random states then repeat).
+    """
+    rank, world = _ranks()
+    dcp.load(dict(tensors), storage_reader=FileSystemReader(path), no_dist=world == 1)
+    own = path / f"state-{rank}.json"
+    state: dict[str, Any] = json.loads((own if own.exists() else path / "state-0.json").read_bytes())
+    return state
+
+
+def latest_valid(
+    folder: Path, say: Callable[[str], None] = lambda line: None, config_hash: str | None = None
+) -> Path | None:
+    """The newest checkpoint whose every byte is as it was written; None where there is none.
+
+    Torn or altered ones are passed over, and those of another configuration are renamed out of the way, each
+    with a line that names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and
+    tells the others.
+    """
+    found: list[Path | None] = [_latest(folder, say, config_hash) if _ranks()[0] == 0 else None]
+    if _ranks()[1] > 1:
+        dist.broadcast_object_list(found)
+    return found[0]
+
+
+def _latest(folder: Path, say: Callable[[str], None], config_hash: str | None) -> Path | None:
+    for leftover in folder.glob(f"step-*{_PART}"):
+        shutil.rmtree(leftover)
+    for path in reversed(_found(folder)):
+        if fault := fault_of(path):
+            say(f"checkpoint {path.name} refused: {fault}; trying the one before")
+            continue
+        written = json.loads((path / FILES).read_bytes())["config"]
+        if config_hash is not None and written != config_hash:
+            aside = path.with_name(f"{path.name}.of-{written[:8] or 'none'}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+            say(f"checkpoint {path.name} belongs to another configuration; kept as {aside.name}, not used")
+            continue
+        return path
+    return None
+
+
+def fault_of(path: Path) -> str:
+    """What is wrong with a checkpoint, naming the file; '' where nothing is."""
+    try:
+        listed = json.loads((path / FILES).read_bytes())
+        own, files, step = listed.pop("sha256"), dict(listed["files"]), listed["step"]
+    except OSError as error:
+        return f"{FILES} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{FILES} is torn or altered"
+    if own != _digest(listed) or step != step_of(path):
+        return f"{FILES} is altered"
+    for name, expected in files.items():
+        try:
+            if _sha256(path / name) != expected:
+                return f"{name} is torn or altered (sha256 differs)"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror})"
+    if extra := sorted({p.name for p in path.iterdir()} - set(files) - {FILES}):
+        return f"{extra[0]} is not a part of it"
+    return ""
+
+
+@contextmanager
+def full_disk_is_users(folder: Path) -> Iterator[None]:
+    """Turns a full disk, quota or file size limit into a UserError that names the folder."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not _no_room(error):
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
+        raise UserError(
+            f"{folder}: no room to write ({free / 1e6:.1f} MB free); free some space and run the same command "
+            "again, it goes on from the last checkpoint"
+        ) from error
+
+
+def _no_room(error: BaseException) -> bool:
+    """Whether a full disk is behind it: libraries wrap OSError, or report the failed write only."""
+    seen: list[BaseException] = [error]
+    for one in seen:
+        if isinstance(one, OSError) and one.errno in _NO_ROOM:
+            return True
+        if "No space left" in str(one) or "file write failed" in str(one):
+            return True
+        failures = getattr(one, "failures", {})
+        inner = [one.__cause__, one.__context__, *(getattr(f, "exc_value", f) for f in failures.values())]
+        for wrapped in inner:
+            wrapped = wrapped[0] if isinstance(wrapped, tuple) else wrapped
+            if isinstance(wrapped, BaseException) and wrapped not in seen:
+                seen.append(wrapped)
+    return False
+
+
+def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    needed = sum(t.numel() * t.element_size() for t in tensors.values())
+    if shutil.disk_usage(folder).free < needed:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
+
+
+def _seal(part: Path, step: int, config_hash: str) -> None:
+    """Hashes all files and makes sure that they are on the disk."""
+    for path in part.iterdir():
+        _sync(path)
+    names = sorted(p.name for p in part.iterdir())
+    listed = {"step": step, "config": config_hash, "files": {n: _sha256(part / n) for n in names}}
+    _write(part / FILES, json.dumps({**listed, "sha256": _digest(listed)}, indent=1))
+    _sync(part)
+
+
+def _swap(part: Path, final: Path) -> None:
+    """Gives the folder its name. One of that name is there only where it was refused at the start."""
+    shutil.rmtree(final, ignore_errors=True)
+    part.rename(final)
+    _sync(final.parent)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w", encoding="utf-8") as handle:
+        handle.write(text)
+        handle.flush()
+        os.fsync(handle.fileno())
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _found(folder: Path) -> list[Path]:
+    """Checkpoints by rising step."""
+    if not folder.is_dir():
+        return []
+    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
+
+
+def _digest(listed: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _ranks() -> tuple[int, int]:
+    """(this rank, how many)."""
+    ready = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
+
+
+def _barrier() -> None:
+    if _ranks()[1] > 1:
+        dist.barrier()

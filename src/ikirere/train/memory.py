@@ -1,0 +1,57 @@
+"""Memory of this process."""
+
+from __future__ import annotations
+
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+def peak_rss() -> int:
+    """Bytes of physical memory at the highest, since the process began or `reset_peak` was called."""
+    if (value := _status("VmHWM")) is not None:
+        return value
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def rss() -> int:
+    """Bytes of physical memory now; where the system does not tell, the peak."""
+    value = _status("VmRSS")
+    return peak_rss() if value is None else value
+
+
+def reset_peak() -> bool:
+    """Starts `peak_rss` anew from what is held now, where the system allows it (Linux); says whether it did."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def keep_pages() -> bool:
+    """Asks the C library to keep freed memory instead of giving it back and asking again at every step.
+
+    Each large tensor would else be mapped, zeroed page by page and unmapped in each step. Says whether it
+    could (glibc). The peak stays what it is, the memory between steps stays at it.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return bool(mallopt(_M_MMAP_THRESHOLD, 1 << 30)) and bool(mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1))
+
+
+def _status(key: str) -> int | None:
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith(f"{key}:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return None

@@ -1,0 +1,119 @@
+"""Shapes that can and cannot exist, and layer patterns."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ikirere.errors import UserError
+from ikirere.model.config import ModelConfig, expand_pattern
+from ikirere.model.decoder import Decoder
+from ikirere.recipe.schema import Model
+
+SIZES = {
+    "vocab_size": 50,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
+
+
+def test_from_recipe_resolves_head_dim_and_keeps_every_field() -> None:
+    model = Model(**SIZES, rope_theta=500.0, qk_norm=True, tie_word_embeddings=False)
+    config = ModelConfig.from_recipe(model)
+    assert config.head_dim == 6
+    for name in Model.model_fields:
+        if name != "head_dim":
+            assert getattr(config, name) == getattr(model, name), name
+    assert ModelConfig.from_recipe(model.model_copy(update={"head_dim": 10})).head_dim == 10
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    kv=st.integers(1, 4),
+    group=st.integers(1, 4),
+    half=st.integers(1, 16),
+    hidden=st.integers(1, 99),
+    theta=st.floats(1.0, 1e7),
+    tied=st.booleans(),
+    qk=st.booleans(),
+)
+def test_dict_round_trip(
+    kv: int, group: int, half: int, hidden: int, theta: float, tied: bool, qk: bool
+) -> None:
+    config = ModelConfig(
+        50, hidden, 2, kv * group, kv, 40, 64, 2 * half, theta, qk_norm=qk, tie_word_embeddings=tied
+    )
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"hidden_size": 25}, "hidden_size 25 is not divisible by num_attention_heads 4"),
+        ({"num_key_value_heads": 3}, "not divisible by num_key_value_heads 3"),
+        ({"head_dim": 5}, "head_dim 5 is odd"),
+        ({"vocab_size": 0}, "vocab_size is 0"),
+        ({"num_hidden_layers": 2.5}, "num_hidden_layers is 2.5"),
+        ({"num_attention_heads": 0}, "num_attention_heads"),
+        ({"rope_theta": -1.0}, "rope_theta"),
+        ({"rope_theta": float("nan")}, "rope_theta"),
+        ({"depth": 3}, "unknown key depth"),
+    ],
+)
+def test_impossible_shapes_are_named(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ModelConfig.from_dict({**SIZES, **change})
+
+
+def test_missing_keys_are_named() -> None:
+    with pytest.raises(UserError, match="missing key intermediate_size, vocab_size"):
+        ModelConfig.from_dict(
+            {k: v for k, v in SIZES.items() if k not in ("vocab_size", "intermediate_size")}
+        )
+
+
+@pytest.mark.parametrize(
+    ("pattern", "depth", "kinds"),
+    [
+        ("full", 3, "full full full"),
+        ("kda*3 full", 6, "kda kda kda full kda kda"),
+        ("a  b*2", 4, "a b b a"),
+        ("a*9 b", 2, "a a"),
+        ("a*99999999999999999999", 2, "a a"),
+    ],
+)
+def test_pattern_repeats_to_depth(pattern: str, depth: int, kinds: str) -> None:
+    assert " ".join(expand_pattern(pattern, depth)) == kinds
+
+
+@pytest.mark.parametrize("pattern", ["", "  ", "full*0", "full*-1", "*3", "full,full", "full*", "3*full"])
+def test_pattern_that_cannot_be_read(pattern: str) -> None:
+    with pytest.raises(UserError, match="layer_pattern"):
+        expand_pattern(pattern, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=20), st.integers(1, 8))
+def test_pattern_gives_depth_names_or_a_user_error(pattern: str, depth: int) -> None:
+    try:
+        assert len(expand_pattern(pattern, depth)) == depth
+    except UserError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"layer_pattern": "kda*3 full"}, "no mixer 'kda'; accepted are full"),
+        ({"mixers": {"ssm": {}}}, "mixers.ssm: no such mixer; accepted are full"),
+        ({"mixers": {"full": {"window": 3}}}, "mixers.full.window"),
+        ({"family": "recursive"}, "accepted is decoder"),
+    ],
+)
+def test_decoder_refuses_what_it_cannot_build(change: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words), torch.device("meta"):
+        Decoder(ModelConfig.from_dict({**SIZES, **change}))

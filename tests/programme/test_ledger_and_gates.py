@@ -1,0 +1,142 @@
+"""The ledger's durability and chain; the logic of verdicts."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ikirere.errors import UserError
+from ikirere.programme.gates import OPERATORS, judge, judge_all, verdict
+from ikirere.programme.ledger import Ledger, broken_at, last, read_events
+from ikirere.programme.measure import Metric, wilson
+from ikirere.recipe.sections import Gate
+
+QUICK = settings(max_examples=60, deadline=None)
+finite = st.floats(-1e6, 1e6)
+values = st.dictionaries(
+    st.sampled_from(["stage", "key", "note", "many"]),
+    st.one_of(st.text(), st.integers(), st.none(), st.booleans(), finite, st.lists(st.text())),
+)
+
+
+@QUICK
+@given(st.lists(values, max_size=6), st.data())
+def test_a_ledger_cut_anywhere_is_a_true_beginning(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], data: st.DataObject
+) -> None:
+    path = tmp_path_factory.mktemp("ledger") / "ledger.jsonl"
+    ledger = Ledger(path)
+    for row in rows:
+        ledger.append("note", **row)
+    whole = read_events(path) if rows else []
+    assert [{key: event[key] for key in row} for event, row in zip(whole, rows)] == rows
+    content = path.read_bytes() if rows else b""
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    cut = read_events(path)
+    assert cut == whole[: len(cut)]
+    again = Ledger(path)
+    again.append("after")
+    assert [event["event"] for event in read_events(path)] == ["note"] * len(cut) + ["after"]
+    assert broken_at(read_events(path)) is None
+
+
+def test_a_changed_line_breaks_the_chain_where_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    for number in range(5):
+        ledger.append("note", number=number)
+    assert broken_at(read_events(path)) is None
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join([*lines[:2], lines[2].replace('"number": 2', '"number": 9'), *lines[3:]]) + "\n"
+    )
+    assert broken_at(read_events(path)) == 3
+    path.write_text("\n".join([*lines[:2], *lines[3:]]) + "\n")
+    assert broken_at(read_events(path)) == 3
+
+
+def test_a_spoilt_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path)
+    ledger.append("one")
+    ledger.append("two")
+    first, second = path.read_text().splitlines()
+    path.write_text(f"{first[:-5]}\n{second}\n")
+    with pytest.raises(UserError, match=r"ledger\.jsonl:1: not an event"):
+        read_events(path)
+
+
+def test_last_finds_the_newest_of_the_kinds(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    ledger.append("started", stage="a")
+    ledger.append("ended", stage="a", value=1)
+    ledger.append("ended", stage="b", value=2)
+    found = last(ledger.events, "a", "started", "ended")
+    assert found is not None
+    assert (found[0], found[1]["value"]) == (1, 1)
+    assert last(ledger.events, "c", "ended") is None
+
+
+def metric(value: float, low: float | None = None, high: float | None = None) -> Metric:
+    return Metric("m", value, low, high, 10, "mean", "rows.jsonl", "x")
+
+
+@QUICK
+@given(finite, finite, st.sampled_from(sorted(OPERATORS)))
+def test_without_a_band_the_comparison_decides(value: float, target: float, op: str) -> None:
+    right = {">=": value >= target, "<=": value <= target, ">": value > target, "<": value < target}
+    expected = right.get(op, value == target)
+    assert verdict(value, None, None, op, target) == ("PASS" if expected else "MISS")
+    assert verdict(value, value, value, op, target) == ("PASS" if expected else "MISS"), "no width, no noise"
+
+
+@QUICK
+@given(finite, st.floats(0.001, 100), st.floats(0.001, 100), finite, st.sampled_from(sorted(OPERATORS)))
+def test_inside_noise_exactly_when_the_band_holds_the_target(
+    value: float, below: float, above: float, target: float, op: str
+) -> None:
+    low, high = value - below, value + above
+    found = verdict(value, low, high, op, target)
+    assert (found == "INSIDE NOISE") == (low <= target <= high)
+    if found != "INSIDE NOISE":
+        assert found == verdict(value, None, None, op, target)
+
+
+@QUICK
+@given(st.integers(1, 500), st.data(), st.floats(0, 1))
+def test_a_pass_is_never_bought_by_noise(n: int, data: st.DataObject, target: float) -> None:
+    """With Wilson's band, PASS of >= means that even the low end reaches the target."""
+    right = data.draw(st.integers(0, n))
+    low, high = wilson(right, n, 0.95)
+    if verdict(right / n, low, high, ">=", target) == "PASS":
+        assert low >= target
+    if verdict(right / n, low, high, ">=", target) == "MISS":
+        assert high < target
+
+
+def test_not_measured_is_never_a_pass() -> None:
+    gate = Gate(name="g", metric="m", op="<=", target=1e9, on_miss="stop")
+    judged = judge(gate, None)
+    assert (judged.verdict, judged.value, judged.stops) == ("NOT RUN", None, False)
+    assert verdict(math.nan, 0.0, 1.0, ">=", 0.5) == "MISS"
+    assert verdict(math.inf, None, None, ">=", 0.5) == "PASS"
+
+
+def test_gates_find_their_metric_by_name_and_only_a_miss_stops() -> None:
+    gates = [
+        Gate(name="a", metric="m", op=">=", target=0.5, on_miss="stop"),
+        Gate(name="b", metric="m", op=">=", target=2.0, on_miss="stop"),
+        Gate(name="c", metric="m", op=">=", target=2.0, on_miss="record"),
+        Gate(name="d", metric="other", op=">=", target=0.5, on_miss="stop"),
+        Gate(name="e", metric="m", op=">=", target=1.05, on_miss="stop"),
+    ]
+    judged = judge_all(gates, [metric(1.0, 0.9, 1.1)])
+    assert [gate.verdict for gate in judged] == ["PASS", "MISS", "MISS", "NOT RUN", "INSIDE NOISE"]
+    assert [gate.stops for gate in judged] == [False, True, False, False, False]
+    assert json.loads(json.dumps(judged[0].to_json()))["low"] == 0.9

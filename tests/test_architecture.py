@@ -1,0 +1,46 @@
+"""The floors of the house: imports go down only, and the front door stays light."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ("torch", "numpy", "pyarrow", "transformers", "matplotlib", "pydantic")
+
+
+def test_imports_go_down_only() -> None:
+    pytest.importorskip("importlinter")
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
+    done = subprocess.run([*command, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_front_door_imports_nothing_heavy() -> None:
+    check = f"import sys, ikirere.cli; print([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_every_package_says_what_it_is_for() -> None:
+    packages = sorted(path.parent for path in (ROOT / "src" / "ikirere").glob("*/__init__.py"))
+    missing = [package.name for package in packages if not (package / "README.md").is_file()]
+    assert missing == []
+
+
+def test_files_can_be_read_in_one_sitting() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in (ROOT / "src").rglob("*.py")
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400
+    }
+    assert long == {}
