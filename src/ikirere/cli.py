@@ -73,7 +73,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) 
         if json:
             _print_json(made.to_json())
         else:
-            render(made)
+            print(render(made), end="")
 
     _end(action)
 

@@ -1,6 +1,7 @@
 """Layers against their formulas, gradients included."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,6 +11,15 @@ from hypothesis import strategies as st
 from ikirere.model.layers.attention import attend
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.rope import Rope, rotate
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Networks this small only wait for a second thread.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def formula(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

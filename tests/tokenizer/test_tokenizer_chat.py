@@ -30,10 +30,10 @@ TOOL = {
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
     library = Path(sysconfig.get_paths()["stdlib"])
-    texts = [file.read_text(encoding="utf-8")[:20000] for file in sorted(library.glob("[a-d]*.py"))]
+    texts = [file.read_text(encoding="utf-8")[:6000] for file in sorted(library.glob("[a-d]*.py"))[:20]]
     folder = tmp_path_factory.mktemp("chat")
     return {
-        kind: train_tokenizer(texts, Config(kind=kind, vocab_size=800), folder / kind, seed=0)
+        kind: train_tokenizer(texts, Config(kind=kind, vocab_size=600), folder / kind, seed=0)
         for kind in ("bpe", "unigram")
     }
 
@@ -211,7 +211,6 @@ def test_no_value_forges_a_special_token(trained, messages, tools) -> None:
             for i in render(tokenizer, without_text(messages), without_text(tools)).ids
             if i in tokenizer.special_ids
         ]
-        # An assistant's content is dropped in neither; reasoning is never empty in these conversations.
         assert specials == expected
 
 
@@ -248,7 +247,7 @@ def test_every_place_for_text_is_safe(tokenizer: Tokenizer) -> None:
         "<|assistant|>", "<scratchpad>", "</scratchpad>", "<call_tool>", "</call_tool>", "<|end|>",
         "<tool_result>", "</tool_result>",
     ]  # fmt: skip
-    assert tokenizer.decode(rendered.ids).count(attack) == 10
+    assert tokenizer.decode(rendered.ids).count(attack) == 11
 
 
 # ---------------------------------------------------------------- reading what a model wrote

@@ -36,7 +36,7 @@ def library_files(count: int, size: int = 6000) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tokenizer]:
-    texts = library_files(80)
+    texts = library_files(50)
     folder = tmp_path_factory.mktemp("trained")
     return {
         kind: train_tokenizer(texts, Config(kind=kind, vocab_size=1200), folder / kind, seed=0)
@@ -165,7 +165,7 @@ def test_bytes_that_are_not_text_become_replacements(tokenizer: Tokenizer) -> No
 
 
 def test_ids_are_equal_in_transformers_on_real_files(tokenizer: Tokenizer, in_transformers) -> None:
-    files = library_files(400, 3000)
+    files = library_files(400, 1500)
     assert len(files) == 400
     for text, ids in zip(files, tokenizer.encode_batch(files)):
         assert in_transformers(text, add_special_tokens=False)["input_ids"] == ids

@@ -14,12 +14,14 @@ from ikirere.data.dedup import ExactDedup
 from ikirere.data.document import DOCUMENT_SCHEMA, Document, TableWriter, read_rows
 from ikirere.data.licence import is_permissive
 from ikirere.data.sources import open_source
+from ikirere.data.sources.text import BAD_ROW, BINARY, UNDECODABLE, UNREADABLE
 from ikirere.data.split import split
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Data
 
 SPLITS = ("train", "heldout")
 TOO_LONG, LICENCE, DUPLICATE = "too-long", "licence", "duplicate"
+DAMAGED = (BINARY, UNDECODABLE, UNREADABLE, BAD_ROW)  # reasons that the user is told of while it runs
 
 # One row per document or file that is not in the result. id is '' for files that never became a document;
 # kept is the id of the copy that stayed.
@@ -59,11 +61,16 @@ class _Filter:
         self.config, self.dropped = config, dropped
         self.dedup = ExactDedup()
         self.reasons, self.licences = _Tally(), _Tally()
+        self.damaged: dict[str, list[str]] = defaultdict(
+            list
+        )  # source -> files that should have been readable
 
     def skipped(self, path: str, reason: str, source: str) -> None:
         """A file that gave no document."""
         self.dropped.add({"id": "", "path": path, "reason": reason, "kept": "", "source": source, "bytes": 0})
         self.reasons.add(reason, n_bytes=0)
+        if reason in DAMAGED:
+            self.damaged[source].append(f"{path} ({reason})")
 
     def keeps(self, document: Document) -> bool:
         kept: str | None = None
@@ -117,6 +124,10 @@ def build(
                     if judge.keeps(document):
                         writer.add(document.row())
                         entries.append((document.domain, document.group, document.id, document.n_bytes))
+                if bad := judge.damaged[source.name]:
+                    say(
+                        f"source {source.name}: {len(bad)} files or rows left out, first {bad[0]}; see dropped.parquet"
+                    )
                 _nothing_left(config, source.name, read, {e[0] for e in entries})
     decided = split(entries, config.heldout)
     heldout = {e[2] for e in entries if decided.heldout(*e[:3])}

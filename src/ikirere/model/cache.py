@@ -81,18 +81,18 @@ class KVCache:
         if end > self.capacity:
             raise ValueError(f"a row would hold {end} tokens; the cache's capacity is {self.capacity}")
         # A padded place stands for its row's last real token.
-        slots = torch.minimum(starts[:, None] + torch.arange(length), ends[:, None] - 1)
+        places = torch.minimum(starts[:, None] + torch.arange(length), ends[:, None] - 1)
         neighbours = picked == list(range(picked[0], picked[0] + batch))
+        column = torch.tensor(picked, device=self.device).unsqueeze(1)
         return Step(
-            rows=slice(picked[0], picked[0] + batch)
-            if neighbours
-            else torch.tensor(picked, device=self.device),
             picked=tuple(picked),
+            rows=slice(picked[0], picked[0] + batch) if neighbours else column[:, 0],
+            column=column,
             starts=starts.to(self.device),
             start=int(starts[0]) if bool((starts == starts[0]).all()) else None,
             ends=ends,
             end=end,
-            slots=slots.to(self.device),
+            places=places.to(self.device),
             counts=None if bool((real == length).all()) else real.to(self.device),
         )
 

@@ -191,13 +191,13 @@ class Decoder(nn.Module):
         step = cache.plan((batch, length), rows, counts)
         if positions is None:
             self._fits(step.end)
-            positions = step.slots
+            positions = step.places
         cos, sin = self.rope(positions)
         if step.start == 0 and step.end == length:
             return Context(positions, cos, sin, None, None, causal=True, step=step)
         if step.start is not None and length == 1:
             return Context(positions, cos, sin, None, None, causal=False, step=step)
-        seen = torch.arange(step.end, device=tokens.device) <= step.slots[:, :, None]
+        seen = torch.arange(step.end, device=tokens.device) <= step.places[:, :, None]
         return Context(positions, cos, sin, None, seen[:, None], causal=False, step=step)
 
     def _fits(self, length: int) -> None:

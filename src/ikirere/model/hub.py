@@ -115,8 +115,9 @@ def load_config(folder: str | Path) -> ModelConfig:
     """Reads config.json. Raises UserError for a class or feature that the decoder does not have."""
     path = Path(folder) / "config.json"
     values = _json(path)
-    name = (values.get("architectures") or [_MODEL_TYPES.get(values.get("model_type", ""))])[0]
-    if name not in _DEFAULTS:
+    named = values.get("architectures")
+    name = named[0] if isinstance(named, list) and named else _MODEL_TYPES.get(str(values.get("model_type")))
+    if not isinstance(name, str) or name not in _DEFAULTS:
         found = name or values.get("model_type") or "nothing"
         raise UserError(f"{path}: architectures names {found}; accepted are {', '.join(_DEFAULTS)}")
     _refuse_features(path, values)
@@ -167,13 +168,13 @@ def load_pretrained(
 
 
 def _refuse_features(path: Path, values: Mapping[str, Any]) -> None:
-    kinds = set(values.get("layer_types") or ()) - {"full_attention"}
+    kinds = values.get("layer_types") or []
     refused = {
         "attention_bias": values.get("attention_bias"),
         "mlp_bias": values.get("mlp_bias"),
         "use_sliding_window": values.get("use_sliding_window"),
         "quantization_config": values.get("quantization_config"),
-        "layer_types": sorted(kinds),
+        "layer_types": not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds),
         "partial_rotary_factor": values.get("partial_rotary_factor", 1.0) != 1.0,
         "hidden_act": values.get("hidden_act", "silu") not in ("silu", "swish"),
     }
@@ -187,8 +188,8 @@ def _refuse_features(path: Path, values: Mapping[str, Any]) -> None:
 def _rope_theta(path: Path, values: Mapping[str, Any]) -> float:
     for key in ("rope_parameters", "rope_scaling"):
         settings = values.get(key) or {}
-        kind = settings.get("rope_type", settings.get("type", "default"))
-        if kind != "default" or set(settings) - {"rope_type", "type", "rope_theta"}:
+        plain = isinstance(settings, dict) and not set(settings) - {"rope_type", "type", "rope_theta"}
+        if not plain or settings.get("rope_type", settings.get("type", "default")) != "default":
             raise UserError(
                 f"{path}: {key} {settings!r} is not supported; accepted is the rope_type 'default'"
             )
@@ -205,9 +206,10 @@ def _files(folder: Path) -> list[Path]:
         if not (folder / _SINGLE).exists():
             raise UserError(f"{folder}: neither {_SINGLE} nor {_INDEX} is there; only safetensors is read")
         return [folder / _SINGLE]
-    names = sorted(set(_json(folder / _INDEX).get("weight_map", {}).values()))
-    if not names:
-        raise UserError(f"{folder / _INDEX}: weight_map is empty")
+    listed = _json(folder / _INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed or not all(isinstance(v, str) for v in listed.values()):
+        raise UserError(f"{folder / _INDEX}: weight_map is empty or does not give a file for each weight")
+    names = sorted(set(listed.values()))
     for name in names:
         if Path(name).name != name:
             raise UserError(f"{folder / _INDEX}: {name!r} lies outside the folder")

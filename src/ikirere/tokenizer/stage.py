@@ -77,7 +77,7 @@ class TokenizerStage:
     def _measure(
         self, context: StageContext, tokenizer: Tokenizer, parquet: Path
     ) -> Iterator[dict[str, Any]]:
-        documents = list(read_documents(parquet, ("id", "domain", "text")))
+        documents = [row for row in read_documents(parquet, ("id", "domain", "text")) if row["text"]]
         if not documents:
             raise UserError(
                 "data.heldout: no document is held out, so the tokenizer cannot be measured; raise it"

@@ -8,9 +8,7 @@ from pathlib import Path
 
 from ikirere.data.document import Document
 from ikirere.data.sources.local import LocalSource, RowMapper
-from ikirere.data.sources.text import UNREADABLE, Skipped
-
-BAD_ROW = "bad-row"
+from ikirere.data.sources.text import BAD_ROW, UNREADABLE, Skipped
 
 
 def jsonl_documents(path: Path, shown: str, mapper: RowMapper, skipped: Skipped) -> Iterator[Document]:

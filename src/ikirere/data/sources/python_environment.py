@@ -66,8 +66,7 @@ class PythonEnvironmentSource:
         self.slice = (index - 1) % max(parts, 1), max(parts, 1)
 
     def documents(self, skipped: Skipped, say: Say) -> Iterator[Document]:
-        groups = [g for g in [*stdlib_groups(), *distribution_groups()] if self._mine(g.name)]
-        groups.sort(key=lambda g: _hash(g.name))
+        groups = self._groups()
         return interleave([partial(self._group, group, skipped) for group in groups], width=len(groups) or 1)
 
     def fingerprint(self) -> str:
@@ -76,8 +75,13 @@ class PythonEnvironmentSource:
         return hashlib.sha256(repr((sys.version, installed)).encode()).hexdigest()
 
     def size(self) -> int:
-        groups = [g for g in [*stdlib_groups(), *distribution_groups()] if self._mine(g.name)]
-        return sum(f.path.stat().st_size for g in groups for f in g.files if f.path.is_file())
+        if self.config.max_bytes is not None:
+            return self.config.max_bytes
+        return sum(f.path.stat().st_size for g in self._groups() for f in g.files if f.path.is_file())
+
+    def _groups(self) -> list[Group]:
+        groups = [g for g in stdlib_groups() if self._mine(g.name)] + list(distribution_groups(self._mine))
+        return sorted(groups, key=lambda g: _hash(g.name))
 
     def _mine(self, name: str) -> bool:
         index, parts = self.slice
@@ -143,16 +147,16 @@ def stdlib_groups() -> list[Group]:
     return list(groups.values())
 
 
-def distribution_groups() -> list[Group]:
-    """Installed distributions with the files that their RECORD lists."""
-    groups = []
+def distribution_groups(wanted: Callable[[str], bool] = lambda name: True) -> Iterator[Group]:
+    """Installed distributions of the wanted names with the files that their RECORD lists."""
     for name, distribution in _distributions():
+        if not wanted(name):
+            continue
         files = [
             File(Path(str(distribution.locate_file(p))), p) for p in _recorded(distribution) if _wanted(p)
         ]
         if files:
-            groups.append(Group(name, _licence(distribution), files))
-    return groups
+            yield Group(name, _licence(distribution), files)
 
 
 def _distributions() -> Iterator[tuple[str, importlib.metadata.Distribution]]:

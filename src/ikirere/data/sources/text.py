@@ -13,6 +13,7 @@ from ikirere.data.document import Document
 Skipped = Callable[[str, str], None]
 
 BINARY, UNDECODABLE, UNREADABLE, EMPTY = "binary", "undecodable", "unreadable", "empty"
+BAD_ROW = "bad-row"  # a line of JSONL that is no object
 
 
 def decode(raw: bytes, python: bool = False) -> tuple[str, str | None]:

@@ -47,14 +47,11 @@ class KVState:
             store[step.rows, :, step.start : step.end] = new.detach()
         else:
             new = new.detach().transpose(1, 2).to(store.dtype)
-            rows = step.rows
-            if isinstance(rows, slice):
-                rows = torch.arange(rows.start, rows.stop, device=store.device)
             if step.counts is not None:
                 # A padded place repeats its row's last real token, so it writes what is there anyway.
-                order = step.slots - step.starts[:, None]
+                order = step.places - step.starts[:, None]
                 new = new.gather(1, order[:, :, None, None].expand_as(new))
-            store[rows[:, None], :, step.slots] = new
+            store[step.column, :, step.places] = new
         return store[step.rows, :, : step.end].to(new.dtype)
 
 

@@ -27,20 +27,22 @@ class Linear(nn.Linear):
 class Step:
     """Where a forward pass with a cache reads and writes. B is the number of rows given, T the tokens of each.
 
-    rows: the cache's slots, as a slice where they are neighbours, else LongTensor [B]. picked: the same, as numbers.
+    picked: the cache's slots. rows: the same to index with, a slice where they are neighbours, else LongTensor [B].
+    column: the same as LongTensor [B, 1], to index together with `places`.
     starts: LongTensor [B], tokens each row held before this pass. start: their value where all are equal.
     ends: LongTensor [B] on the CPU, tokens each row holds after this pass. end: the longest of them.
-    slots: LongTensor [B, T], the place of each token within its row.
+    places: LongTensor [B, T], the place of each token within its row.
     counts: LongTensor [B], real tokens per row where the rest is padding on the right; None where all are real.
     """
 
-    rows: slice | Tensor
     picked: tuple[int, ...]
+    rows: slice | Tensor
+    column: Tensor
     starts: Tensor
     start: int | None
     ends: Tensor
     end: int
-    slots: Tensor
+    places: Tensor
     counts: Tensor | None
 
 

@@ -19,7 +19,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         single = x.dtype == self.weight.dtype == torch.float32
-        if x.is_cpu and single and not torch.compiler.is_compiling():
+        if single and x.is_cpu and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             y: Tensor = _EagerRMSNorm.apply(x, self.weight, self.eps)
             return y
         if x.dtype == self.weight.dtype:
@@ -28,7 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class _EagerRMSNorm(torch.autograd.Function):
-    """The same in fp32 for eager CPU runs: a third of the passes over memory that autograd's own take."""
+    """The same in fp32 for eager training on the CPU, in a third of autograd's passes over memory."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:

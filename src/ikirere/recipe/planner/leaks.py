@@ -90,9 +90,9 @@ def _sets_in(text: str) -> set[str]:
     found = set()
     aliases = sorted(((a, k) for k, v in _ALIASES.items() for a in v), key=lambda pair: -len(pair[0]))
     for alias, name in aliases:
-        if f"-{alias}-" in folded:
+        while f"-{alias}-" in folded:
             found.add(name)
-            folded = folded.replace(f"-{alias}-", "-", 1)
+            folded = folded.replace(f"-{alias}-", "-")
     return found
 
 

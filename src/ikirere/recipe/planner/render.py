@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
-from ikirere.recipe.planner.contradictions import Finding, gb, short
+from ikirere.recipe.planner.contradictions import Finding, short
 from ikirere.recipe.planner.plan import Plan, StagePlan
 
 WIDTH = 110
@@ -66,31 +66,33 @@ def _work(plan: Plan) -> str:
     return "\n".join([head, *lines])
 
 
+def size(amount: float) -> str:
+    """Bytes in decimal units: 33.9 GB."""
+    for unit, name in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if amount >= unit:
+            return f"{amount / unit:.3g} {name}"
+    return f"{amount / 1e3:.3g} kB" if amount else "-"
+
+
+_COLUMNS = ("total", "process", "weights", "gradients", "optimizer", "activations", "logits", "reference")
+
+
 def _memory(plan: Plan) -> str:
     peak = plan.peak_memory
-    head = f"memory       {gb(peak.total)} GB per device at most ({peak.where}), {plan.device.name} has {gb(plan.device.memory)} GB"
-    width = max(len(m.where) for m in plan.memory)
-    lines = []
+    head = f"memory       {size(peak.total)} per device at most ({peak.where}), {plan.device.name} has {size(plan.device.memory)}"
+    columns = [c for c in _COLUMNS if any(getattr(m, c) for m in plan.memory)]
+    wide = max(len(m.where) for m in plan.memory)
+    lines = ["  " + " " * wide + "".join(f"{c:>12}" for c in columns)]
     for m in plan.memory:
-        parts = {
-            "process": m.process,
-            "weights": m.weights,
-            "gradients": m.gradients,
-            "optimiser": m.optimizer,
-            "activations": m.activations,
-            "logits": m.logits,
-            "reference": m.reference,
-        }
-        shown = "  ".join(f"{name} {gb(size)}" for name, size in parts.items() if size)
-        lines.append(f"  {m.where:<{width}}  {gb(m.total):>6} = {shown}")
+        lines.append(f"  {m.where:<{wide}}" + "".join(f"{size(getattr(m, c)):>12}" for c in columns))
     return "\n".join([head, *lines])
 
 
 def _serving(plan: Plan) -> str:
     cache = plan.cache
     return (
-        f"decode state {gb(cache.per_sequence)} GB per sequence at {cache.context:,} tokens and {cache.bits} bits, "
-        f"{gb(cache.total)} GB for {cache.slots} at once"
+        f"decode state {size(cache.per_sequence)} per sequence at {cache.context:,} tokens and {cache.bits} bits, "
+        f"{size(cache.total)} for {cache.slots} at once"
     )
 
 

@@ -1,0 +1,79 @@
+"""Rules that make any programme a rehearsal: structure stays, every dimension shrinks.
+
+Kept: stages and their order, gates, layer pattern, ratio of heads, number and order of phases, their shares of
+steps, their ratio of lengths and tokens per step, RoPE bases, mixtures, milestones and schedules at the same
+shares, losses, seeds, `planned`. A rehearsal shows that the programme runs from end to end; what its metrics
+say about the full run is nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ikirere.errors import UserError
+from ikirere.recipe.rehearse import material, shape, training
+from ikirere.recipe.rehearse.changes import Change, Draft
+from ikirere.recipe.schema import Recipe
+from ikirere.recipe.sections import Stated
+
+QUESTIONS = 20  # per kind
+NEW_TOKENS = 96
+ROOM = 512  # positions at least: a question, its tools and the answer
+CPU_MFU = 0.4
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The small recipe, and what was changed to get it."""
+
+    recipe: Recipe
+    changes: tuple[Change, ...]
+
+
+def shrink(recipe: Recipe, minutes: float = 10.0) -> Recipe:
+    """The recipe of a rehearsal that takes about `minutes` on two cores."""
+    return rehearse(recipe, minutes).recipe
+
+
+def rehearse(recipe: Recipe, minutes: float = 10.0) -> Rehearsal:
+    """Shrink a recipe and list every change. Raises UserError for a time that is not above zero."""
+    if not minutes > 0:
+        raise UserError(f"rehearsal: {minutes:g} minutes; give a number above 0")
+    draft = Draft(recipe)
+    draft.set("stated", Stated().model_dump(mode="json"), "claims are about the full programme")
+    if recipe.tracker.kind == "wandb":
+        draft.set("tracker.kind", "trackio", "a rehearsal stays on this machine")
+    draft.set("hardware.device", "cpu", "this machine")
+    draft.set("hardware.count", 1, "this machine")
+    draft.set("hardware.precision", "fp32", "this machine")
+    draft.set("hardware.mfu", CPU_MFU, "what small products reach of the peak")
+    material.shrink_data(draft, recipe)
+    vocabulary = material.shrink_tokenizer(draft, recipe, shape.VOCABULARY)
+    _positions_and_model(draft, recipe, vocabulary)
+    model = draft.recipe().model
+    training.shrink_pretrain(draft, recipe, model, minutes)
+    training.shrink_sft(draft, recipe, model, minutes)
+    training.shrink_dpo(draft, recipe, model, minutes)
+    _shrink_evaluation(draft, recipe)
+    return Rehearsal(draft.recipe(), tuple(draft.changes))
+
+
+def _positions_and_model(draft: Draft, recipe: Recipe, vocabulary: int) -> None:
+    longest = max(training.lengths(recipe.pretrain.phases))
+    was = max(p.sequence_length for p in recipe.pretrain.phases)
+    beyond = min(recipe.model.max_position_embeddings / was, training.SPREAD)
+    positions = max(round(longest * beyond), ROOM, training.chat_length(recipe))
+    positions = min(positions, max(recipe.model.max_position_embeddings, ROOM))
+    shape.shrink_model(draft, recipe, vocabulary, positions, longest / was)
+    draft.set("serve.context", positions, "all that the small model has")
+    draft.set("serve.kv_cache_bits", max(recipe.serve.kv_cache_bits, 16), "no quantised cache in a rehearsal")
+
+
+def _shrink_evaluation(draft: Draft, recipe: Recipe) -> None:
+    e = recipe.evaluate
+    draft.set(
+        "evaluate.questions",
+        {k: min(v, QUESTIONS) for k, v in e.questions.items()},
+        "few questions of each kind",
+    )
+    draft.set("evaluate.max_new_tokens", min(e.max_new_tokens, NEW_TOKENS), "short answers")

@@ -1,0 +1,133 @@
+"""The sampler against a plain one, and the reader of turns against arbitrary ids."""
+
+from __future__ import annotations
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parent))
+from serve_room import ids_of, small_tokenizer  # noqa: E402
+
+from ikirere.serve.sampling import RowSettings, sample, token_logprobs
+from ikirere.serve.turn import Marks, StopStrings, Turn
+from ikirere.tokenizer.chat import parse_assistant
+
+
+def plain(logits: list[float], row: RowSettings) -> int:
+    """The same choice in plain Python."""
+    scores = [
+        -math.inf if i in row.banned else value + row.bias.get(i, 0.0) for i, value in enumerate(logits)
+    ]
+    order = sorted(range(len(scores)), key=lambda i: -scores[i])
+    if row.temperature == 0:
+        return order[0]
+    order = order[: row.top_k] if row.top_k else order
+    top = scores[order[0]]
+    weights = [math.exp((scores[i] - top) / row.temperature) for i in order]
+    whole, kept, mass = sum(weights), [], 0.0
+    for i, weight in zip(order, weights):
+        if kept and mass / whole >= row.top_p:
+            break
+        kept.append((i, weight))
+        mass += weight
+    target, reached = row.uniform * mass, 0.0
+    for i, weight in kept:
+        reached += weight
+        if reached > target:
+            return i
+    return kept[-1][0]
+
+
+rows = st.builds(
+    RowSettings,
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 3.0]),
+    top_k=st.integers(0, 12),
+    top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
+    uniform=st.floats(0, 0.999),
+    banned=st.lists(st.integers(0, 9), max_size=4),
+    bias=st.dictionaries(st.integers(0, 9), st.floats(-5, 5), max_size=3),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(rows, min_size=1, max_size=5), st.integers(0, 10**6))
+def test_each_row_is_sampled_by_its_own_settings(asked: list[RowSettings], seed: int) -> None:
+    logits = torch.randn(len(asked), 10, generator=torch.Generator().manual_seed(seed)) * 2
+    assert sample(logits, asked) == [plain(line, row) for line, row in zip(logits.double().tolist(), asked)]
+
+
+def test_frequencies_follow_the_probabilities() -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0, -1.0]])
+    count = 4000
+    drawn = sample(
+        logits.repeat(count, 1), [RowSettings(1.0, uniform=(i + 0.5) / count) for i in range(count)]
+    )
+    wanted = torch.softmax(logits[0], -1)
+    for token in range(4):
+        assert drawn.count(token) / count == pytest.approx(float(wanted[token]), abs=1e-3)
+
+
+def test_logprobs_only_where_asked() -> None:
+    logits = torch.tensor([[0.0, 1.0], [3.0, 0.0], [0.0, 0.0]])
+    first, second, third = token_logprobs(logits, [0, 1, 0], [None, 2, 0])
+    assert first is None and second is not None and third is not None
+    assert [token for token, _ in second.top] == [0, 1]
+    assert second.logprob == pytest.approx(-math.log(1 + math.exp(3)))
+    assert (third.top, third.logprob) == ((), pytest.approx(-math.log(2)))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text("ab\n", max_size=4), max_size=12),
+    st.lists(st.text("ab\n", min_size=1, max_size=3), max_size=3),
+)
+def test_stop_strings_cut_where_the_whole_text_would_be_cut(pieces: list[str], stops: list[str]) -> None:
+    reader = StopStrings(tuple(stops))
+    shown = "".join([reader.push(piece) for piece in pieces]) + reader.flush()
+    text = "".join(pieces)
+    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
+    assert reader.hit == bool(places)
+    # Piece by piece the first string to be complete wins; none of the strings is ever shown whole.
+    assert text.startswith(shown)
+    assert not any(stop in shown for stop in stops)
+    if not places:
+        assert shown == text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.one_of(st.integers(0, 16), st.integers(17, 599)), max_size=40))
+def test_any_ids_can_be_read_as_a_turn(ids: list[int]) -> None:
+    tokenizer = small_tokenizer()
+    marks = Marks.of(tokenizer)
+    turn = Turn(tokenizer, marks, (), chat=True)
+    events = []
+    for token in ids:
+        events += turn.push(token)
+        if turn.ended:
+            break
+    events += turn.finish()
+    message = turn.message()
+    assert message == parse_assistant(tokenizer, turn.ids)
+    assert all("\udfff" < c or c < "\ud800" for event in events for c in event.text)
+    calls = [event.data for event in events if event.kind == "tool_call" and "error" not in event.data]
+    assert calls == [call["function"] for call in message.get("tool_calls", ())]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(max_size=20), st.text(max_size=30), st.text(max_size=12))
+def test_what_streams_is_what_the_message_says(reasoning: str, content: str, argument: str) -> None:
+    tokenizer = small_tokenizer()
+    text = reasoning.encode("utf-8", "replace").decode(), content.encode("utf-8", "replace").decode()
+    ids = [tokenizer.id("<scratchpad>"), *tokenizer.encode(text[0]), tokenizer.id("</scratchpad>")]
+    ids += [*tokenizer.encode(text[1]), *ids_of(tokenizer, "<call_tool>{</call_tool><|end|>")]
+    turn = Turn(tokenizer, Marks.of(tokenizer), (), chat=True)
+    events = [event for token in ids for event in turn.push(token)]
+    assert "".join(e.text for e in events if e.kind == "scratchpad") == text[0]
+    assert "".join(e.text for e in events if e.kind == "text") == text[1] == turn.message()["content"]
+    assert turn.message()["tool_call_error"].startswith("not JSON")
