@@ -3,7 +3,7 @@
 MIN := 3.11
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --disable-pip-version-check --quiet
+PIP := $(PY) -m pip install --disable-pip-version-check -qq
 STAMPS := $(VENV)/.stamps
 CONSTRAINTS := $(wildcard constraints.txt)
 DEPS := pyproject.toml $(CONSTRAINTS)
@@ -56,7 +56,7 @@ $(PY):
 # at hand (another Python, another platform) it takes what pyproject.toml allows.
 define install
 	@mkdir -p $(STAMPS)
-	@echo "installing ikirere$(1) into $(VENV)"
+	@echo "installing ikirere$(1) into $(VENV) (some minutes the first time, once)"
 	@$(PIP) $(addprefix -c ,$(CONSTRAINTS)) -e '.$(1)' || $(PIP) -e '.$(1)' || { \
 	  echo "error: packages could not be installed; the first installation needs a package index" >&2; exit 2; }
 	@touch $@

@@ -173,7 +173,10 @@ def test_ids_are_equal_in_transformers_on_real_files(tokenizer: Tokenizer, in_tr
 
 
 def test_ids_are_equal_in_transformers_on_any_text(tokenizer: Tokenizer, in_transformers) -> None:
-    @given(text=st.lists(st.one_of(unicode, odd), max_size=8).map("".join))
+    # transformers reads the spelling of a special token as the token; here it is text.
+    benign = st.lists(st.one_of(unicode, odd), max_size=8).map("".join)
+
+    @given(text=benign.filter(lambda text: not any(s in text for s in SPECIALS)))
     @settings(max_examples=60, deadline=None)
     def check(text: str) -> None:
         assert in_transformers(text)["input_ids"] == tokenizer.encode(text)

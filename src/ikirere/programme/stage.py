@@ -73,7 +73,11 @@ class StageResult:
 
 class Stage(Protocol):
     """One link of the chain. Deterministic for a seed; killed at any point, `run` is called again with the
-    folder as it was left and must end with the same artifacts."""
+    folder as it was left and must end with the same artifacts.
+
+    A class that says `always: ClassVar[bool] = True` also runs after a gate has stopped the run, on what
+    there is then (a report of the run that failed).
+    """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]]  # stages whose folders it reads; those not in the recipe are left out

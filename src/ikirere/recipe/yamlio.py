@@ -42,6 +42,16 @@ class _Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
 
+_BREAKS = re.compile("[\x85\u2028\u2029]")  # line ends to YAML 1.1, which plain text would lose
+
+
+def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    style = '"' if _BREAKS.search(text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _text)
+
 for _tag, _pattern, _first in _SCALARS:
     for _cls in (_Loader, _Dumper):
         _cls.add_implicit_resolver(

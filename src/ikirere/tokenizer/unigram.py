@@ -29,6 +29,9 @@ from ikirere.tokenizer.worker import learn_apart
 COVERAGE = 0.99999  # share of the text's characters that get a piece of their own
 ALPHABET_SHARE = 8  # at most this part of the vocabulary (one eighth) is single characters beyond ASCII
 LONGEST = 32  # characters of the longest piece; runs of spaces reach that far
+# Candidates to begin with, for each piece that is wanted. sentencepiece's own million, for 4,096 ids on 8 MB of
+# Python, took 1.5 times as long and compressed 0.5% less.
+SEEDS_EACH, LEAST_SEEDS, MOST_SEEDS = 12, 60_000, 1_000_000
 THREADS = 2  # fixed: sums of floats depend on how many threads add them
 
 _ASCII = "".join(map(chr, range(0x21, 0x7F)))
@@ -88,6 +91,7 @@ def learn(texts: Iterable[str], size: int, split_digits: bool) -> Pieces:
         split_digits=split_digits,
         byte_fallback=True,
         character_coverage=1.0,  # decided by _alphabet
+        seed_sentencepiece_size=min(MOST_SEEDS, max(LEAST_SEEDS, SEEDS_EACH * size)),
         required_chars=_ASCII + _LINE + _TAB,
         max_sentence_length=1 << 30,
         max_sentencepiece_length=LONGEST,

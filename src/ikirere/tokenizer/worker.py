@@ -8,10 +8,13 @@ The trainers are native code that does not look at signals; inside the main proc
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -92,9 +95,17 @@ def _read(corpus: Path) -> Iterator[str]:
             yield json.loads(line)
 
 
+def _leave_with(parent: int) -> None:
+    """End this process once its parent is gone, so that a killed run leaves no trainer behind."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main() -> None:
     """The child: job on standard input, trainer's log on standard error, result in the file that the job names."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     job = json.load(sys.stdin)
     learnt = learners()[job["kind"]](_read(Path(job["corpus"])), job["size"], job["split_digits"])
     result = Path(job["result"])

@@ -10,13 +10,13 @@ FP32, HALF, FP8 = 4, 2, 1
 # Activations that autograd keeps per token and layer, in elements. Counted exactly with
 # torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes (residual of the fit: 0).
 # Norms work in fp32; the rest follows the precision of the matrix products.
-NORM_PER_HIDDEN = 6  # two norms: input, normalised, scaled
+NORM_PER_HIDDEN = 4  # two norms: input, output
 QUERY_COPIES = 2  # rotated query, attention's output
 KEY_VALUE_COPIES = 2  # rotated key, value
 FEED_FORWARD_COPIES = 4  # gate, up, silu(gate), their product
 PER_HEAD = 1  # log-sum-exp of attention
 PER_TOKEN = 2  # reciprocal root of each norm
-QK_NORM_COPIES = 2  # further copies of query and key where they are normed, and one root per head
+QK_NORM_COPIES = 1  # a further copy of query and key where they are normed, and one root per head
 # A row that packs several documents needs a mask; attention keeps it as fp32 per layer: one element per
 # token and token seen.
 MASK_PER_PAIR = 1

@@ -46,8 +46,8 @@ def gguf_widths(f: Facts) -> Iterator[Finding]:
             yield Finding(
                 "gguf_widths",
                 (key, "serve.export"),
-                f"{width}{heads_of} = {width / GGUF_WIDTH:.3g} x {GGUF_WIDTH}: {', '.join(targets)} quantises "
-                f"blocks of {GGUF_WIDTH} and falls back to wider types",
+                f"{width}{heads_of} = {width / GGUF_WIDTH:.3g} x {GGUF_WIDTH}: {', '.join(targets)} packs "
+                f"blocks of {GGUF_WIDTH} weights and falls back to wider types",
             )
 
 

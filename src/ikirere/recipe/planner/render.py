@@ -74,7 +74,17 @@ def size(amount: float) -> str:
     return f"{amount / 1e3:.3g} kB" if amount else "-"
 
 
-_COLUMNS = ("total", "process", "weights", "gradients", "optimizer", "activations", "logits", "reference")
+# Heading of each part of `Memory`; "kept" is what the forward pass keeps for the backward one.
+_COLUMNS = {
+    "total": "total",
+    "process": "process",
+    "weights": "weights",
+    "gradients": "gradients",
+    "optimizer": "optimiser",
+    "activations": "kept",
+    "logits": "logits",
+    "reference": "reference",
+}
 
 
 def _memory(plan: Plan) -> str:
@@ -82,9 +92,9 @@ def _memory(plan: Plan) -> str:
     head = f"memory       {size(peak.total)} per device at most ({peak.where}), {plan.device.name} has {size(plan.device.memory)}"
     columns = [c for c in _COLUMNS if any(getattr(m, c) for m in plan.memory)]
     wide = max(len(m.where) for m in plan.memory)
-    lines = ["  " + " " * wide + "".join(f"{c:>12}" for c in columns)]
+    lines = ["  " + " " * wide + "".join(f"{_COLUMNS[c]:>10}" for c in columns)]
     for m in plan.memory:
-        lines.append(f"  {m.where:<{wide}}" + "".join(f"{size(getattr(m, c)):>12}" for c in columns))
+        lines.append(f"  {m.where:<{wide}}" + "".join(f"{size(getattr(m, c)):>10}" for c in columns))
     return "\n".join([head, *lines])
 
 
