@@ -22,6 +22,12 @@ ROOT = Path(__file__).resolve().parent.parent
 TOYS = {name: f"tests.programme.toys:{name.capitalize()}" for name in ("numbers", "square", "total")}
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage before each stage takes longer than a toy stage, in a process that has torch."""
+    monkeypatch.setattr("ikirere.programme.gauge.give_back_memory", lambda: None)
+
+
 class Ended:
     def __init__(self, code: int, out: str, err: str) -> None:
         self.code, self.out, self.err = code, out, err

@@ -31,10 +31,10 @@ RunFolder = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
-def _end(action: Callable[[], int | None], folder: Path | None = None) -> None:
+def _end(action: Callable[[], int | None], resumable: bool = False) -> None:
     from ikirere.programme.failures import guard
 
-    raise typer.Exit(guard(lambda: action() or 0, folder))
+    raise typer.Exit(guard(lambda: action() or 0, resumable=resumable))
 
 
 @app.command()
@@ -57,7 +57,7 @@ def run(
 
         return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage)
 
-    _end(action)
+    _end(action, resumable=True)
 
 
 @app.command()

@@ -134,7 +134,9 @@ def test_objective_and_its_gradients_equal_the_equations(loss: str, sft_weight: 
     terms, margins = [], []
     for pair in pairs:
         c, r = (by_hand(policy, ids.tolist(), pair.start) for ids in (pair.chosen, pair.rejected))
-        rc, rr = (by_hand(reference, ids.tolist(), pair.start).detach() for ids in (pair.chosen, pair.rejected))
+        rc, rr = (
+            by_hand(reference, ids.tolist(), pair.start).detach() for ids in (pair.chosen, pair.rejected)
+        )
         nc, nr = len(pair.chosen) - pair.start, len(pair.rejected) - pair.start
         if loss == "sigmoid":
             term = -torch.log(torch.sigmoid(beta * torch.log(torch.exp(c - rc) / torch.exp(r - rr))))
@@ -185,16 +187,20 @@ def test_trl_agrees(loss: str, tmp_path: object) -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="t1"))
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="t0", eos_token="t2")
     arguments = trl.DPOConfig(
-        output_dir=str(tmp_path), beta=beta, loss_type=loss, report_to="none", use_cpu=True, max_length=None
+        output_dir=str(tmp_path),
+        beta=beta,
+        loss_type=loss,
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        max_length=None,
     )
     trainer = trl.DPOTrainer(
         model=folders[0],
         ref_model=folders[1],
         args=arguments,
         processing_class=fast,
-        train_dataset=datasets.Dataset.from_list(
-            [{"prompt": "t20", "chosen": "t21", "rejected": "t22"}] * 2
-        ),
+        train_dataset=datasets.Dataset.from_list([{"prompt": "t20", "chosen": "t21", "rejected": "t22"}] * 2),
     )
     theirs = trainer.compute_loss(folders[0], trainer.data_collator(rows))
     batch = collate_pairs(pairs, max(p.places for p in pairs), 0)

@@ -100,14 +100,19 @@ def test_heldout_operands_and_words_are_new(rows: dict[tuple[str, str], list[Row
     assert not train & pairs(("calculator", "heldout"), ("direct", "heldout"))
 
     def words(split: str) -> set[str]:
-        return {re.findall(r"'([a-z]{3,10})", r["expects_arguments"]["code"])[0] for r in rows["strings", split]}  # type: ignore[index]
+        return {
+            re.findall(r"'([a-z]{3,10})", r["expects_arguments"]["code"])[0] for r in rows["strings", split]
+        }  # type: ignore[index]
 
     assert not words("train") & words("heldout")
 
 
 def test_some_wordings_are_only_in_heldout(rows: dict[tuple[str, str], list[Row]]) -> None:
     new = [o.of(story, True)[len(o.of(story, False)) :] for o in OPERATIONS for story in (True, False)]
-    assert all(new) and 0.07 < sum(map(len, new)) / sum(len(o.of(s, True)) for o in OPERATIONS for s in (0, 1)) < 0.15
+    assert (
+        all(new)
+        and 0.07 < sum(map(len, new)) / sum(len(o.of(s, True)) for o in OPERATIONS for s in (0, 1)) < 0.15
+    )
     begins = tuple(w.split("{")[0] for o in OPERATIONS for w in o.of(False, True)[len(o.of(False, False)) :])
     assert not any(question_of(r).startswith("What remains of") for r in rows["calculator", "train"])
     assert begins
@@ -174,11 +179,11 @@ def test_exhausted_kinds_repeat_in_training_only(documents: dict[str, Any]) -> N
 
 
 def test_bad_requests_are_named() -> None:
-    with pytest.raises(UserError, match="'riddles'.*calculator, units"):
+    with pytest.raises(UserError, match=r"'riddles'.*calculator, units"):
         conversations("riddles", 3, 1, "train")
-    with pytest.raises(UserError, match="kind documents.*nothing to ask"):
+    with pytest.raises(UserError, match=r"kind documents.*nothing to ask"):
         conversations("documents", 3, 1, "train", [{"text": "x = 1", "path": "a.py", "domain": "code"}])
-    with pytest.raises(UserError, match="kind strings.*fewer than 20 words"):
+    with pytest.raises(UserError, match=r"kind strings.*fewer than 20 words"):
         conversations("strings", 3, 1, "train", [{"text": "one two three", "path": "a.md", "domain": "docs"}])
 
 

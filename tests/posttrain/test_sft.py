@@ -44,7 +44,11 @@ def rows_of(lengths: list[int], seed: int = 0) -> list[Encoded]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=60), st.integers(40, 90), st.randoms(use_true_random=False))
+@given(
+    st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    st.integers(40, 90),
+    st.randoms(use_true_random=False),
+)
 def test_packing_uses_every_row_once_within_capacity(lengths: list[int], capacity: int, rng: Any) -> None:
     order = list(range(len(lengths)))
     rng.shuffle(order)
@@ -93,7 +97,9 @@ def test_a_packed_batch_has_the_loss_of_its_rows_alone() -> None:
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return all(torch.equal(getattr(a, n), getattr(b, n)) for n in ("tokens", "labels", "positions", "document_ids"))
+    return all(
+        torch.equal(getattr(a, n), getattr(b, n)) for n in ("tokens", "labels", "positions", "document_ids")
+    )
 
 
 def test_epochs_hold_every_row_and_differ() -> None:
@@ -172,7 +178,9 @@ GOOD = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "c
         (json.dumps({**GOOD, "tools": "calculator"}), "`tools`"),
     ],
 )
-def test_wrong_rows_of_files_are_named_by_line(line: str, part: str, tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_wrong_rows_of_files_are_named_by_line(
+    line: str, part: str, tmp_path: Path, tokenizer: Tokenizer
+) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD) + "\n\n" + line + "\n")
     with pytest.raises(UserError) as error:
         read_conversations("rows.jsonl", tmp_path, tokenizer)
@@ -180,7 +188,9 @@ def test_wrong_rows_of_files_are_named_by_line(line: str, part: str, tmp_path: P
 
 
 def test_rows_of_files_are_read(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in (GOOD, {**GOOD, "kind": "mine"})))
+    (tmp_path / "rows.jsonl").write_text(
+        "".join(json.dumps(r) + "\n" for r in (GOOD, {**GOOD, "kind": "mine"}))
+    )
     rows = read_conversations("rows.jsonl", tmp_path, tokenizer)
     assert [r["kind"] for r in rows] == ["file", "mine"] and rows[0]["messages"] == GOOD["messages"]
     for name, text in (("empty.jsonl", ""), ("missing.jsonl", None)):

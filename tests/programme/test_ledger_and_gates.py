@@ -120,6 +120,12 @@ def test_a_pass_is_never_bought_by_noise(n: int, data: st.DataObject, target: fl
         assert high < target
 
 
+def test_all_right_does_not_prove_always_right() -> None:
+    for n in range(1, 300):
+        assert verdict(1.0, *wilson(n, n, 0.95), ">=", 1.0) == "INSIDE NOISE"
+        assert verdict(0.0, *wilson(0, n, 0.95), "<=", 0.0) == "INSIDE NOISE"
+
+
 def test_not_measured_is_never_a_pass() -> None:
     gate = Gate(name="g", metric="m", op="<=", target=1e9, on_miss="stop")
     judged = judge(gate, None)

@@ -45,10 +45,10 @@ def test_a_pipe_gets_one_line_in_ten_seconds() -> None:
             bar.advance(1, loss=4.0 - step / 100)
     lines = out.getvalue().splitlines()
     assert len(lines) == 6, "one at 10, 20, 30, 40 and 50 seconds, and the end"
-    assert lines[0].startswith("pretrain: 20 steps of 100 steps")
+    assert lines[0].startswith("pretrain: 20 of 100 steps")
     assert " left" in lines[0]
     assert "loss 3.81" in lines[0]
-    assert lines[-1].startswith("pretrain: 100 steps of 100 steps  in 0:")
+    assert lines[-1].startswith("pretrain: 100 of 100 steps  in 0:")
 
 
 def test_a_short_step_on_a_pipe_is_silent() -> None:
@@ -71,7 +71,7 @@ def test_a_terminal_gets_bars_with_rate_and_time_left() -> None:
             inner.advance(1, loss=2.5)
         reporter.say("a line above the bars")
     shown = out.getvalue()
-    assert "outer" in shown and "1.0 MB of 2.0 MB" in shown and "10 steps of 10 steps" in shown
+    assert "outer" in shown and "1.0 MB of 2.0 MB" in shown and "10 of 10 steps" in shown
     assert "loss 2.5" in shown and "a line above the bars" in shown
     with reporter.progress("after", 1, "files") as bar:
         bar.advance(1)

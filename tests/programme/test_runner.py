@@ -20,6 +20,12 @@ from ikirere.recipe.schema import Recipe
 ALL = ("numbers", "square", "total")
 
 
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage before each stage takes longer than a toy stage, in a process that has torch."""
+    monkeypatch.setattr("ikirere.programme.gauge.give_back_memory", lambda: None)
+
+
 class Lines(Reporter):
     """Keeps what was said."""
 

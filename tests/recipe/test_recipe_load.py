@@ -129,7 +129,9 @@ def test_several_mistakes_are_several_lines_with_their_places(tmp_path: Path) ->
     lines = refused("seed=x", "dpo.beta=0", path=write(tmp_path, text))
     number = text[: text.index("hiden_size")].count("\n") + 1
     assert len(lines) == 4
-    assert any(line.startswith(f"{tmp_path / 'r.yaml'}:{number}: model.hiden_size: unknown key") for line in lines)
+    assert any(
+        line.startswith(f"{tmp_path / 'r.yaml'}:{number}: model.hiden_size: unknown key") for line in lines
+    )
     assert any("model.hidden_size: missing" in line for line in lines)
     assert any(line.startswith("override 'seed=x': seed: got 'x'") for line in lines)
     assert any(line.startswith("override 'dpo.beta=0': dpo.beta: got 0") for line in lines)
@@ -204,7 +206,9 @@ def test_yaml_means_what_a_recipe_means() -> None:
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 trees = st.recursive(
-    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4), max_leaves=12
+    scalars,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
 )
 
 

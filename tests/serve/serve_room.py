@@ -1,6 +1,7 @@
 """What the tests of serve and eval share: a small tokenizer, a small model, and a model that follows a script.
 
-`python serve_room.py PORT [DELAY]` serves the scripted model, DELAY seconds per step, without a run folder.
+`python serve_room.py PORT [DELAY]` serves the scripted model, DELAY seconds per step, without a run folder;
+`python serve_room.py chat [DELAY]` chats with it.
 """
 
 from __future__ import annotations
@@ -27,12 +28,15 @@ from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.specials import SPECIALS
 from ikirere.tokenizer.train import train_tokenizer
 
+torch.set_num_threads(1)  # the models here are too small to share
+
 SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIALS)) + ")")
 
 CALL = '<call_tool>{"name": "%s", "arguments": {"%s":"%s"}}</call_tool>'
 SCRIPT: dict[str, list[str]] = {
     "What is 4821 * 37?": [
-        "<scratchpad>4821 * 37 needs the calculator.</scratchpad>" + CALL % ("calculator", "expression", "4821 * 37"),
+        "<scratchpad>4821 * 37 needs the calculator.</scratchpad>"
+        + CALL % ("calculator", "expression", "4821 * 37"),
         "It is {result}.",
     ],
     "hello": ["Hello! How can I help?"],
@@ -85,11 +89,11 @@ class Scripted(Decoder):
         super().__init__(ModelConfig(tokenizer.vocab_size, 4, 1, 1, 1, 4, context))
         self.tokenizer = tokenizer
         self.delay = delay
-        self.steps: list[tuple[int, int]] = []
+        self.eye = torch.eye(tokenizer.vocab_size) * 30.0
 
     @property
     def output_weight(self) -> Tensor:  # type: ignore[override]
-        return torch.eye(self.config.vocab_size) * 30.0
+        return self.eye
 
     def hidden(  # type: ignore[override]
         self,
@@ -102,7 +106,6 @@ class Scripted(Decoder):
     ) -> Tensor:
         assert cache is not None and rows is not None
         time.sleep(self.delay)
-        self.steps.append(tuple(tokens.shape))
         step = cache.plan(tuple(tokens.shape), rows, counts)
         out = torch.zeros(*tokens.shape, self.config.vocab_size)
         for number, row in enumerate(rows.tolist()):
@@ -143,7 +146,6 @@ def main(port: int, delay: float) -> None:
 
     from ikirere.serve.api import create_app, listen
 
-    torch.set_num_threads(1)
     tokenizer = small_tokenizer()
     sock = listen("127.0.0.1", port)
     app = create_app(Scripted(tokenizer, delay=delay), tokenizer, "scripted", slots=4)
@@ -151,5 +153,17 @@ def main(port: int, delay: float) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[sock])
 
 
+def main_chat(delay: float) -> None:
+    import ikirere.serve.chat as terminal
+
+    model = Scripted(small_tokenizer(), delay=delay)
+    terminal.load_run_model = lambda path: (model, model.tokenizer, Path("scripted"))  # type: ignore[assignment]
+    terminal.chat("scripted")
+
+
 if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]) if len(sys.argv) > 2 else 0.0)
+    pause = float(sys.argv[2]) if len(sys.argv) > 2 else 0.0
+    if sys.argv[1] == "chat":
+        main_chat(pause)
+    else:
+        main(int(sys.argv[1]), pause)

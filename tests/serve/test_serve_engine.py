@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import small_model, small_tokenizer  # noqa: E402
+from serve_room import small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder

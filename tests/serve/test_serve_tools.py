@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import SCRIPT, Scripted, small_tokenizer  # noqa: E402
+from serve_room import SCRIPT, Scripted, small_tokenizer
 
 from ikirere.serve.engine import Engine
 from ikirere.serve.request import Completion, Event, Request
@@ -21,7 +21,9 @@ ALL = frozenset(registry.TOOLS)
 
 
 def ask(question: str, execute: frozenset[str] = ALL, limit: int = 500, **more: Any) -> Request:
-    prompt = chat.render(small_tokenizer(), [{"role": "user", "content": question}], add_generation_prompt=True)
+    prompt = chat.render(
+        small_tokenizer(), [{"role": "user", "content": question}], add_generation_prompt=True
+    )
     return Request(prompt.ids, limit, execute_tools=execute, **more)
 
 
@@ -92,7 +94,9 @@ def test_two_calls_in_one_turn() -> None:
     assert done.tool_calls == 2
 
 
-@pytest.mark.parametrize("question,said", [("broken", "error: not JSON"), ("divide", "error: division by zero")])
+@pytest.mark.parametrize(
+    "question,said", [("broken", "error: not JSON"), ("divide", "error: division by zero")]
+)
 def test_what_fails_is_told_to_the_model(question: str, said: str) -> None:
     [done] = run(ask(question))
     assert done.messages[1]["role"] == "tool"

@@ -52,7 +52,7 @@ class Tokens(DataModule):
 
 def main() -> None:
     args = arguments(__doc__ or "")
-    sys.argv = sys.argv[:1]  # litgpt reads the command line once more to record its settings
+    sys.argv = [sys.argv[0], "benchmark"]  # litgpt reads the command line once more to record its settings
     config = litgpt.Config(
         name="benchmark", block_size=CONTEXT, vocab_size=VOCABULARY, padded_vocab_size=VOCABULARY, n_layer=LAYERS,
         n_head=HEADS, n_embd=WIDTH, rotary_percentage=1.0, parallel_residual=False, bias=False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ikirere.data.batch import IGNORE, Batch
+from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
 from ikirere.train.objective import sequence_logprobs
 
@@ -158,8 +159,12 @@ def pair_logprobs(
 class PairSource:
     """Batches of pairs with the reference's log-probabilities, without end.
 
-    reference: fp32 [pairs, 2], of `pair_logprobs`. sequence_length: no pair is longer. Every pair comes once per epoch, in an order of (seed, epoch); a batch that an epoch does not fill takes the
-    first pairs of the next. All batches have one shape, [2 batch_size, length of the longest pair]. The state is exact.
+    Every pair comes once per epoch, in an order of (seed, epoch); a batch that an epoch does not fill takes the
+    first pairs of the next. All batches have one shape, [2 batch_size / world, length of the longest pair]. The
+    state is exact.
+
+    reference: fp32 [pairs, 2], of `pair_logprobs`. sequence_length: no pair is longer. batch_size in pairs over
+    all ranks. Raises UserError for a batch that does not divide among the ranks.
     """
 
     def __init__(
@@ -170,7 +175,12 @@ class PairSource:
         batch_size: int,
         pad: int,
         seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        if batch_size % world:
+            raise UserError(f"dpo.batch_size: {batch_size} is not divisible by the {world} ranks")
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pairs, self.reference = pairs, reference
         self.batch_size, self.pad, self.seed = batch_size, pad, seed
         self.length = min(-(-max(pair.places for pair in pairs) // 16) * 16, sequence_length)
@@ -194,8 +204,8 @@ class PairSource:
         return self._order[self.place - 1]
 
     def next(self) -> Batch:
-        """The next batch, with extras["reference"]."""
-        some = [self._index() for _ in range(self.batch_size)]
+        """This rank's pairs of the next batch, with extras["reference"]."""
+        some = [self._index() for _ in range(self.batch_size)][self.share]
         batch = collate_pairs([self.pairs[i] for i in some], self.length, self.pad)
         batch.extras["reference"] = self.reference[some].reshape(-1)
         return batch
@@ -203,6 +213,6 @@ class PairSource:
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "place": self.place}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.place = int(state["epoch"]), int(state["place"])
         self._order = self._shuffled(self.epoch)

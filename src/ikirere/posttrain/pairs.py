@@ -10,12 +10,14 @@ import copy
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 
 from ikirere.errors import UserError
 from ikirere.posttrain.dpo import EncodedPair
+from ikirere.posttrain.rows import read_jsonl
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.chat import render
 
@@ -144,7 +146,11 @@ def _needless_call(turn: Turn, rng: random.Random) -> Message:
     name = rng.choice(names)
     key = "expression" if name == "calculator" else "code"
     number = rng.randrange(2, 100)
-    text = f"{number}{rng.choice('+-*')}{rng.randrange(2, 100)}" if key == "expression" else f"len('{turn.row['kind']}')"
+    text = (
+        f"{number}{rng.choice('+-*')}{rng.randrange(2, 100)}"
+        if key == "expression"
+        else f"len('{turn.row['kind']}')"
+    )
     call = {"type": "function", "function": {"name": name, "arguments": {key: text}}}
     return {"role": "assistant", "content": "", "tool_calls": [call]}
 
@@ -219,14 +225,47 @@ def encode_pair(tokenizer: Tokenizer, pair: Mapping[str, Any], name: str) -> Enc
     prompt = render(tokenizer, pair["prompt"], pair.get("tools"), add_generation_prompt=True, row=name).ids
     for side in ("chosen", "rejected"):
         whole = render(
-            tokenizer, [*pair["prompt"], *pair[side]], pair.get("tools"), require_mask=True, row=f"{name}, {side}"
+            tokenizer,
+            [*pair["prompt"], *pair[side]],
+            pair.get("tools"),
+            require_mask=True,
+            row=f"{name}, {side}",
         )
         if whole.ids[: len(prompt)] != prompt or len(whole.ids) == len(prompt):
-            raise UserError(f"{name}: `{side}` does not go on where `prompt` ends; it is to begin with an assistant message")
+            raise UserError(
+                f"{name}: `{side}` does not go on where `prompt` ends; it is to begin with an assistant message"
+            )
         ids.append(np.array(whole.ids, np.int32))
-    if np.array_equal(*ids):
+    if np.array_equal(ids[0], ids[1]):
         raise UserError(f"{name}: `chosen` and `rejected` are the same; drop the pair")
     return EncodedPair(ids[0], ids[1], len(prompt), name)
+
+
+def read_pairs(name: str, recipe_folder: Path, tokenizer: Tokenizer) -> list[PairRow]:
+    """`prompt`, `chosen`, `rejected` (lists of messages) and `tools` of a JSONL file, each checked by encoding it.
+
+    Raises UserError naming file and line.
+    """
+    pairs: list[PairRow] = []
+    for where, row in read_jsonl(name, recipe_folder, "dpo.pairs_files"):
+        for key in ("prompt", "chosen", "rejected"):
+            value = row.get(key) if isinstance(row, dict) else None
+            if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
+                raise UserError(f"{where}: `{key}` is a list of objects with `role` and `content`")
+        encode_pair(tokenizer, row, where)
+        pairs.append(
+            {
+                "id": str(row.get("id", where)),
+                "kind": str(row.get("kind", "file")),
+                "reason": str(row.get("reason", "file")),
+                "on_policy": bool(row.get("on_policy", False)),
+                "prompt": row["prompt"],
+                "chosen": row["chosen"],
+                "rejected": row["rejected"],
+                "tools": row.get("tools"),
+            }
+        )
+    return pairs
 
 
 def encode_pairs(
@@ -239,7 +278,9 @@ def encode_pairs(
     encoded = [encode_pair(tokenizer, pair, pair["id"]) for pair in pairs]
     kept = [i for i, e in enumerate(encoded) if e.places <= sequence_length]
     if len(kept) < len(encoded):
-        say(f"{len(encoded) - len(kept)} of {len(encoded)} pairs are longer than {sequence_length} tokens and left out")
+        say(
+            f"{len(encoded) - len(kept)} of {len(encoded)} pairs are longer than {sequence_length} tokens and left out"
+        )
     if not kept:
         raise UserError(f"dpo.sequence_length: no pair fits {sequence_length} tokens; raise it")
     return [pairs[i] for i in kept], [encoded[i] for i in kept]

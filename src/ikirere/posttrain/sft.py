@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from ikirere.data.batch import IGNORE, Batch
+from ikirere.errors import UserError
 from ikirere.posttrain.rows import Encoded
 
 
@@ -49,12 +50,25 @@ class SftSource:
     Every conversation comes once per epoch; each epoch is packed and shuffled anew from (seed, epoch), and a
     batch that an epoch does not fill takes the first rows of the next. Conversations in a row do not see each
     other (`document_ids`, positions from 0). The state is the number of packed rows dealt so far, exact.
+
+    sequence_length in tokens; batch_size in packed rows over all ranks; rank, world: this rank and how many there
+    are. Raises UserError for a batch that does not divide.
     """
 
     def __init__(
-        self, rows: Sequence[Encoded], sequence_length: int, batch_size: int, pad: int, seed: int
+        self,
+        rows: Sequence[Encoded],
+        sequence_length: int,
+        batch_size: int,
+        pad: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
+        if batch_size % world:
+            raise UserError(f"sft.batch_size: {batch_size} is not divisible by the {world} ranks")
         self.rows = rows
+        self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.pad = pad
@@ -93,13 +107,14 @@ class SftSource:
         return self._groups[self.place - 1]
 
     def next(self) -> Batch:
-        """The next batch, [batch_size, sequence_length]."""
-        return collate([[self.rows[i] for i in self._group()] for _ in range(self.batch_size)], self.sequence_length, self.pad)
+        """This rank's rows of the next batch, [batch_size / world, sequence_length]."""
+        groups = [self._group() for _ in range(self.batch_size)][self.share]
+        return collate([[self.rows[i] for i in group] for group in groups], self.sequence_length, self.pad)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "place": self.place}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epoch, self.place = int(state["epoch"]), int(state["place"])
         self._groups = self._packed(self.epoch)
 
@@ -120,4 +135,9 @@ def collate(groups: Sequence[Sequence[Encoded]], length: int, pad: int) -> Batch
             positions[line, start:end] = np.arange(row.places)
             documents[line, start:end] = number
             start = end
-    return Batch(*(torch.from_numpy(a) for a in (tokens, labels, positions, documents)))
+    return Batch(
+        torch.from_numpy(tokens),
+        torch.from_numpy(labels),
+        torch.from_numpy(positions),
+        torch.from_numpy(documents),
+    )

@@ -104,8 +104,13 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
     raise Terminated
 
 
-def guard(action: Callable[[], int], folder: Path | None = None) -> int:
-    """Run `action` and turn every ending into a line on stderr and an exit code."""
+def guard(action: Callable[[], int], folder: Path | None = None, resumable: bool = True) -> int:
+    """Run `action` and turn every ending into a line on stderr and an exit code.
+
+    `folder` takes the traceback of an unexpected error; `resumable` says whether the same command, given
+    again, goes on where it was stopped.
+    """
+    then = "; give the same command again to continue" if resumable else ""
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         return action()
@@ -114,9 +119,9 @@ def guard(action: Callable[[], int], folder: Path | None = None) -> int:
     except Failure as error:
         return _say(f"error: {error}", 1)
     except Terminated:
-        return _say("terminated; give the same command again to continue", 143)
+        return _say(f"terminated{then}", 143)
     except KeyboardInterrupt:
-        return _say("interrupted; give the same command again to continue", 130)
+        return _say(f"interrupted{then}", 130)
     except BrokenPipeError:
         # The reader of a pipe left; nothing is wrong here, and Python must not complain at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -71,7 +71,8 @@ def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # The interval holds p itself; at 0 and 1 rounding would put an end just beside it.
+    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
 def _bootstrap(a: np.ndarray, b: np.ndarray | None, confidence: float, exp: bool) -> tuple[float, float]:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, SpinnerColumn, Task, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 from rich.text import Text
 
 from ikirere.programme.stage import Progress
@@ -34,10 +35,15 @@ def amount(value: float, unit: str) -> str:
             return (
                 f"{value / scale:.1f} {letter}{name}"
                 if name == "B"
-                else f"{value / scale:.1f}{letter} {name}"
+                else f"{value / scale:.1f}{letter} {name}".rstrip()
             )
     number = f"{value:.0f}" if size >= 100 or value == int(value) else f"{value:.2g}"
     return f"{number} {name}".rstrip()
+
+
+def of(done: float, total: float, unit: str) -> str:
+    """'26 of 30 steps', '1.0 MB of 2.0 MB'."""
+    return f"{amount(done, unit if unit in BYTE_UNITS else '')} of {amount(total, unit)}"
 
 
 def clock(seconds: float) -> str:
@@ -58,7 +64,7 @@ class _Facts(ProgressColumn):
     def render(self, task: Task) -> Text:
         unit = str(task.fields["unit"])
         rate = task.finished_speed or task.speed or 0.0
-        parts = [f"{amount(task.completed, unit)} of {amount(task.total or 0, unit)}"]
+        parts = [of(task.completed, task.total or 0, unit)]
         if rate:
             parts.append(f"{amount(rate, unit)}/s")
         if task.time_remaining is not None and not task.finished:
@@ -91,7 +97,7 @@ class _PlainBar:
     def line(self) -> str:
         seconds = time.monotonic() - self._start
         rate = self._done / seconds if seconds > 0 else 0.0
-        parts = [f"{self._label}: {amount(self._done, self._unit)} of {amount(self._total, self._unit)}"]
+        parts = [f"{self._label}: {of(self._done, self._total, self._unit)}"]
         if self._done >= self._total:
             parts.append(f"in {clock(seconds)}")
         elif rate:
@@ -149,8 +155,8 @@ class Reporter:
             self._bars = RichProgress(
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(24),
-                _Facts(),
+                BarColumn(16),
+                _Facts(Column(no_wrap=True, overflow="ellipsis")),
                 console=self.console,
             )
             self._bars.start()

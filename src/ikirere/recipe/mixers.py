@@ -67,7 +67,7 @@ class Recursive(Section):
 MIXERS: dict[str, type[Section]] = {"full": Full, "window": Window, "hybrid": Hybrid, "kda": Kda}
 SETTINGS: dict[str, type[Section]] = {**MIXERS, "recursive": Recursive}
 
-_PART = re.compile(r"([a-z][a-z0-9_]*)(?:\*([1-9][0-9]*))?")
+_PART = re.compile(r"([a-z][a-z0-9_]*)(?:\*([1-9][0-9]{0,2}))?")
 
 
 def period(pattern: str) -> tuple[str, ...]:

@@ -17,6 +17,7 @@ class ReportStage:
     """Writes report.html and report.ipynb from the other stages' results."""
 
     name: ClassVar[str] = "report"
+    always: ClassVar[bool] = True  # a run that a gate stopped is reported too
     needs: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "shards", "pretrain", "sft", "dpo", "evaluate")
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:

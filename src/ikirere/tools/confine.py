@@ -9,7 +9,7 @@ unprivileged user -> Landlock (only where namespaces are absent) -> resource lim
 """
 
 # pathlib would double the time that this script takes to start.
-# ruff: noqa: PTH
+# ruff: noqa: PTH102, PTH103, PTH110, PTH112, PTH114, PTH115, PTH116, PTH120, PTH123, PTH208, PTH211
 
 from __future__ import annotations
 

@@ -16,15 +16,14 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
 
 from ikirere.errors import UserError
 
@@ -65,7 +64,9 @@ def save(
                 part.mkdir(parents=True)
             _barrier()
             _write(part / f"state-{rank}.json", json.dumps(state))
-            dcp.save(dict(tensors), storage_writer=FileSystemWriter(part), no_dist=world == 1)
+            with _dcp() as dcp:
+                writer = dcp.FileSystemWriter(part)
+                dcp.save(dict(tensors), storage_writer=writer, no_dist=world == 1)
             _barrier()
             if rank == 0:
                 _seal(part, step, config_hash)
@@ -87,7 +88,8 @@ def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
     A rank that the writing run did not have gets the state of rank 0 (random states then repeat).
     """
     rank, world = _ranks()
-    dcp.load(dict(tensors), storage_reader=FileSystemReader(path), no_dist=world == 1)
+    with _dcp() as dcp:
+        dcp.load(dict(tensors), storage_reader=dcp.FileSystemReader(path), no_dist=world == 1)
     own = path / f"state-{rank}.json"
     state: dict[str, Any] = json.loads((own if own.exists() else path / "state-0.json").read_bytes())
     return state
@@ -180,6 +182,17 @@ def _no_room(error: BaseException) -> bool:
             if isinstance(wrapped, BaseException) and wrapped not in seen:
                 seen.append(wrapped)
     return False
+
+
+@contextmanager
+def _dcp() -> Iterator[Any]:
+    """torch.distributed.checkpoint, imported where it is needed (two seconds), without its remark that there is
+    one process."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield dcp
 
 
 def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -51,9 +51,21 @@ class Optimizers:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.grad_clip, norm)
         return norm
 
-    def step(self) -> None:
+    def unscale(self, scaler: torch.amp.GradScaler) -> None:
+        """Takes the factor of fp16 training out of the gradients."""
+        if scaler.is_enabled():
+            for part in self.parts:
+                scaler.unscale_(part)
+
+    def step(self, scaler: torch.amp.GradScaler | None = None) -> None:
+        """One update; with an fp16 scaler none where gradients overflowed."""
+        if scaler is None or not scaler.is_enabled():
+            for part in self.parts:
+                part.step()
+            return
         for part in self.parts:
-            part.step()
+            scaler.step(part)
+        scaler.update()
 
     def zero_grad(self) -> None:
         for parameter in self.parameters:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 A, B, C = 3.4445, -4.7750, 2.0315  # of the post, section "How were the coefficients chosen"
 STEPS = 5
@@ -75,13 +77,12 @@ class Muon(torch.optim.Optimizer):
         """One update of all weights that have a gradient."""
         loss = closure() if closure is not None else None
         for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                self._update(params, group)
+            pairs = [(p, p.grad) for p in group["params"] if p.grad is not None]
+            if pairs:
+                self._update([p for p, _ in pairs], [g for _, g in pairs], group)
         return loss
 
-    def _update(self, params: list[nn.Parameter], group: dict[str, Any]) -> None:
-        grads = [p.grad for p in params]
+    def _update(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         momenta = [self.state[p]["momentum"] for p in params]
         torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
         updates = torch._foreach_lerp(grads, momenta, group["momentum"])
@@ -103,8 +104,8 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each rank holds a part of it."""
-    return isinstance(tensor, DTensor)
+    """Whether each rank holds a part of it. Told without importing DTensor, which takes two seconds."""
+    return hasattr(tensor, "full_tensor")
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -115,6 +116,8 @@ def _like(whole: Tensor, model: Tensor) -> Tensor:
     """`whole`, which every rank holds alike, laid out as `model` is."""
     if not is_sharded(model):
         return whole
+    from torch.distributed.tensor import DTensor, Replicate
+
     mesh = model.device_mesh
     copies = DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim, run_check=False)
     return copies.redistribute(placements=model.placements)

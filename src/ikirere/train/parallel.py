@@ -121,3 +121,9 @@ def checkpoint_activations(model: nn.Module) -> None:
     for block in getattr(model, "layers", []):
         if "forward" not in vars(block):
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def release_activations(model: nn.Module) -> None:
+    """Undoes `checkpoint_activations`."""
+    for block in getattr(model, "layers", []):
+        vars(block).pop("forward", None)

@@ -66,7 +66,9 @@ def _measured(device: torch.device) -> Precision:
         ratio = single / _product_seconds(DTYPES[name], device)
         tried.append(f"{name} {_times(ratio)}")
         if ratio >= WORTH:
-            return Precision(name, device, f"precision {name}: measured {_times(ratio)} than fp32 on {device}")
+            return Precision(
+                name, device, f"precision {name}: measured {_times(ratio)} than fp32 on {device}"
+            )
     return Precision("fp32", device, f"precision fp32: measured {', '.join(tried)} on {device}")
 
 
@@ -110,7 +112,9 @@ def decide_compile(
     missing = device.type == "cpu" and compiler() is None
     if setting == "on":
         if missing:
-            raise UserError("compile: on needs a C++ compiler (g++ or clang++), none is on PATH; use auto or off")
+            raise UserError(
+                "compile: on needs a C++ compiler (g++ or clang++), none is on PATH; use auto or off"
+            )
         compile_blocks(model)
         return True, "compile on, as the recipe says"
     if setting == "off":

@@ -20,6 +20,7 @@ class Problem:
     a: int
     b: int
     operation: Wordings
+    story: bool
 
     @property
     def expression(self) -> str:
@@ -78,4 +79,4 @@ def problem(material: Material, digits: tuple[int, ...]) -> Problem:
         a, b = b, a
     wording = rng.choice(operation.of(story, material.split == "heldout"))
     question = _fill(material, wording, a, b)
-    return Problem(question if story else _vary(material, question), a, b, operation)
+    return Problem(question if story else _vary(material, question), a, b, operation, story)

@@ -16,7 +16,7 @@ def drafts(material: Material) -> Iterator[Draft]:
         asked = problem(material, (2, 3, 4))
         yield Draft(
             question=asked.question,
-            reply="{result}." if material.maybe(0.8) else "It is {result}.",
+            reply="It is {result}." if asked.story else "{result}.",
             tools=material.tools() if material.maybe(0.6) else ("calculator",),
             call=Call("calculator", {"expression": asked.expression}),
             reasoning=f"{asked.spoken}.",

@@ -26,14 +26,17 @@ KINDS: dict[str, Generator] = {
 PATIENCE = 3000  # drafts in a row that bring no new question before a kind counts as exhausted
 HISTORY_SHARE = 0.06  # training rows that begin with an earlier exchange
 
-# Runs many one-expression programs in one sandboxed process, each as `python_exec` would run it alone.
+# Runs many programs in one sandboxed process; each gives what `python_exec` gives for it alone, where it prints
+# nothing and ends with an expression.
 _MANY = """
-import json, sys
+import ast, json, sys
 programs = json.loads({programs!r})
 def shown(program):
+    tree = ast.parse(program, "<code>")
+    last = ast.Expression(tree.body.pop().value)
     scope = {{"__name__": "__main__"}}
-    value = eval(compile(program, "<code>", "eval"), scope)
-    return str(value)
+    exec(compile(tree, "<code>", "exec"), scope)
+    return str(eval(compile(last, "<code>", "eval"), scope))
 json.dump([shown(program) for program in programs], sys.stdout)
 """
 
@@ -79,7 +82,9 @@ def _distinct(kind: str, count: int, split: Split, source: Iterator[Draft]) -> l
         if draft is not None and stale < PATIENCE:
             continue
         if not chosen:
-            raise UserError(f"kind {kind}: the {split} documents hold nothing to ask about; leave the kind out")
+            raise UserError(
+                f"kind {kind}: the {split} documents hold nothing to ask about; leave the kind out"
+            )
         if split == "heldout":
             break
         chosen += chosen[: count - len(chosen)]
@@ -112,7 +117,7 @@ def _results(drafts: Sequence[Draft]) -> list[str | None]:
 
 
 def _run_many(programs: Sequence[str], size: int = 400) -> list[str]:
-    """Results of one-expression programs, `size` of them per sandboxed process."""
+    """Results of programs that end with an expression, `size` of them per sandboxed process."""
     limits = sandbox.Limits(cpu_ms=20_000, wall_ms=120_000, output_bytes=10**7)
     results: list[str] = []
     for start in range(0, len(programs), size):

@@ -6,6 +6,7 @@ import ast
 import re
 import warnings
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from ikirere.posttrain.generate.material import Material
@@ -15,9 +16,16 @@ LONGEST_EXCERPT = 260  # characters
 LONGEST_DOCUMENT = 60_000  # characters: longer ones take long to parse and hold nothing that others lack
 PER_DOCUMENT = {"train": 8, "heldout": 40}  # questions about one document
 
-_HEADING = re.compile(r"^(?:#{1,4} +(?P<hash>[^\n#`*]{4,50})|(?P<under>[A-Z][^\n:`*|]{3,50})\n[=\-~^]{4,})$", re.M)
+_HEADING = re.compile(
+    r"^(?:#{1,4} +(?P<hash>[^\n#`*]{4,50})|(?P<under>[A-Z][^\n:`*|]{3,50})\n[=\-~^]{4,})$", re.M
+)
 
-DEFINED = ("Which function is defined here?", "What is the function called?", "What function does this define?", "Name the function.")
+DEFINED = (
+    "Which function is defined here?",
+    "What is the function called?",
+    "What function does this define?",
+    "Name the function.",
+)
 SAYS = (
     "What does the docstring of {name} say?",
     "What does {name} do?",
@@ -42,7 +50,12 @@ IMPORTED = (
     "Which module is imported in the first line?",
     "Name the first import.",
 )
-CLASS = ("Which class is defined here?", "What is the class called?", "What class does this define?", "Name the class.")
+CLASS = (
+    "Which class is defined here?",
+    "What is the class called?",
+    "What class does this define?",
+    "Name the class.",
+)
 BASE = (
     "What does {name} inherit from?",
     "What is the base class of {name}?",
@@ -82,7 +95,19 @@ def _first_line(node: ast.AST) -> str | None:
     return line if 8 <= len(line) <= 80 and line.isascii() else None
 
 
-Asked = tuple[str, tuple[str, ...], str]  # excerpt, wordings, answer
+@dataclass(frozen=True)
+class Asked:
+    """A question about an excerpt. `evidence` is the part of the excerpt that leads to the answer, for the
+    scratchpad; empty where the answer is itself a quotation."""
+
+    excerpt: str
+    wordings: tuple[str, ...]
+    answer: str
+    evidence: str = ""
+
+
+def _named(wordings: tuple[str, ...], name: str) -> tuple[str, ...]:
+    return tuple(wording.format(name=name) for wording in wordings)
 
 
 def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str]) -> Iterator[Asked]:
@@ -93,21 +118,22 @@ def _of_function(node: ast.FunctionDef | ast.AsyncFunctionDef, lines: list[str])
         return
     name = node.name
     given = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
-    yield excerpt, DEFINED, name
-    yield excerpt, tuple(w.format(name=name) for w in SAYS), line
+    yield Asked(excerpt, DEFINED, name, f"def {name}")
+    yield Asked(excerpt, _named(SAYS, name), line)
     if not (node.args.vararg or node.args.kwarg):
-        yield excerpt, tuple(w.format(name=name) for w in ARGUMENTS), str(len(given))
+        yield Asked(excerpt, _named(ARGUMENTS, name), str(len(given)), f"{name}({', '.join(given)})")
     if given:
-        yield excerpt, tuple(w.format(name=name) for w in FIRST_ARGUMENT), given[0]
+        yield Asked(excerpt, _named(FIRST_ARGUMENT, name), given[0], f"def {name}({given[0]}")
 
 
 def _of_class(node: ast.ClassDef, lines: list[str]) -> Iterator[Asked]:
     excerpt = _excerpt(lines, node.lineno, node.body[0].end_lineno or node.lineno)
     if excerpt is None or excerpt.count("class ") != 1:
         return
-    yield excerpt, CLASS, node.name
+    yield Asked(excerpt, CLASS, node.name, f"class {node.name}")
     if len(node.bases) == 1 and isinstance(node.bases[0], ast.Name | ast.Attribute):
-        yield excerpt, tuple(w.format(name=node.name) for w in BASE), ast.unparse(node.bases[0])
+        base = ast.unparse(node.bases[0])
+        yield Asked(excerpt, _named(BASE, node.name), base, f"class {node.name}({base})")
 
 
 def _of_imports(tree: ast.Module, lines: list[str]) -> Iterator[Asked]:
@@ -116,7 +142,7 @@ def _of_imports(tree: ast.Module, lines: list[str]) -> Iterator[Asked]:
         name = first.names[0].name if isinstance(first, ast.Import) else first.module
         excerpt = _excerpt(lines, first.lineno, last.end_lineno or last.lineno)
         if excerpt and name and name != "__future__" and excerpt.startswith(("import ", "from ")):
-            yield excerpt, IMPORTED, name
+            yield Asked(excerpt, IMPORTED, name, f"{excerpt.split()[0]} {name}")
 
 
 def _of_code(text: str) -> Iterator[Asked]:
@@ -138,7 +164,7 @@ def _of_prose(text: str) -> Iterator[Asked]:
         excerpt = text[match.start() :].strip()[:LONGEST_EXCERPT]
         excerpt = excerpt[: excerpt.rfind("\n")].rstrip() if "\n" in excerpt else ""
         if len(excerpt) > len(title) + 40 and excerpt.isascii() and title:
-            yield excerpt, HEADING, title
+            yield Asked(excerpt, HEADING, title)
 
 
 def _questions(material: Material, document: Mapping[str, Any]) -> list[Draft]:
@@ -149,13 +175,13 @@ def _questions(material: Material, document: Mapping[str, Any]) -> list[Draft]:
     asked = list(_of_code(text) if code else _of_prose(text))
     material.rng.shuffle(asked)
     made = []
-    asked = [a for a in asked if material.mine(f"excerpt {a[0]}", one_in=2)]
-    for excerpt, wordings, answer in asked[: PER_DOCUMENT[material.split]]:
-        wording = material.choose(wordings if material.split == "heldout" else wordings[:-1])
-        question = f"{excerpt}\n\n{wording}" if material.maybe(0.75) else f"{wording}\n\n{excerpt}"
-        reply = answer if " " in answer else f"{answer}."
+    asked = [a for a in asked if material.mine(f"excerpt {a.excerpt}", one_in=2)]
+    for a in asked[: PER_DOCUMENT[material.split]]:
+        wording = material.choose(a.wordings if material.split == "heldout" else a.wordings[:-1])
+        question = f"{a.excerpt}\n\n{wording}" if material.maybe(0.75) else f"{wording}\n\n{a.excerpt}"
+        reply = a.answer if " " in a.answer else f"{a.answer}."
         tools = material.tools() if material.split == "heldout" or material.maybe(0.8) else ()
-        made.append(Draft(question=question, reply=reply, answer=answer, tools=tools))
+        made.append(Draft(question, reply, a.answer, tools, reasoning=a.evidence or None))
     return made
 
 

@@ -37,7 +37,7 @@ class Draft:
     """What a generator gives: a question and the way to its answer.
 
     answer: None where many answers are right. reply: the final answer's text; `{result}` in it stands for the
-    result of `call`, which `conversations` executes. reasoning: the scratchpad's text.
+    result of `call`, which `conversations` executes. reasoning: the scratchpad's text, in the first turn.
     """
 
     question: str
@@ -74,7 +74,10 @@ def build(kind: str, split: Split, draft: Draft, result: str | None) -> Row:
             turn["reasoning_content"] = draft.reasoning
         messages += [turn, {"role": "tool", "name": draft.call.name, "content": result}]
         reply, answer = reply.replace("{result}", result), result
-    messages.append({"role": "assistant", "content": reply})
+    final: dict[str, Any] = {"role": "assistant", "content": reply}
+    if draft.call is None and draft.reasoning:
+        final["reasoning_content"] = draft.reasoning
+    messages.append(final)
     return {
         "id": f"{kind}-{split}-{digest(draft.question):016x}",
         "kind": kind,

@@ -16,7 +16,19 @@ class Topic:
     answers: tuple[str, ...]
 
 
-OPENINGS = ("", "", "", "Hi. ", "Hello. ", "Hey, ", "Excuse me, ", "So, ", "Well, ", "One thing: ", "Please tell me: ")
+OPENINGS = (
+    "",
+    "",
+    "",
+    "Hi. ",
+    "Hello. ",
+    "Hey, ",
+    "Excuse me, ",
+    "So, ",
+    "Well, ",
+    "One thing: ",
+    "Please tell me: ",
+)
 
 TOPICS = (
     Topic(

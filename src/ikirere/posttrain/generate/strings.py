@@ -1,4 +1,8 @@
-"""Kind strings: questions about words of the documents, answered by one expression in python_exec."""
+"""Kind strings: questions about words of the documents, answered by one line of Python.
+
+The line names the word first, quoted and after a space as in the question, so that a small model can copy it
+by what stands before it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +33,7 @@ class Task:
 TASKS = (
     Task(
         "reverse",
-        "'{w}'[::-1]",
+        "w = '{w}'; w[::-1]",
         (
             "Reverse '{w}'.",
             "Reverse the word '{w}'.",
@@ -41,7 +45,7 @@ TASKS = (
     ),
     Task(
         "count",
-        "'{w}'.count('{c}')",
+        "w = '{w}'; w.count('{c}')",
         (
             "How many '{c}' are in '{w}'?",
             "How many times does '{c}' occur in '{w}'?",
@@ -52,7 +56,7 @@ TASKS = (
     ),
     Task(
         "upper",
-        "'{w}'.upper()",
+        "w = '{w}'; w.upper()",
         (
             "Write '{w}' in upper case.",
             "Make '{w}' upper case.",
@@ -63,7 +67,7 @@ TASKS = (
     ),
     Task(
         "length",
-        "len('{w}')",
+        "w = '{w}'; len(w)",
         (
             "How long is '{w}'?",
             "How many letters has '{w}'?",
@@ -74,7 +78,7 @@ TASKS = (
     ),
     Task(
         "place",
-        "'{w}'[{i}]",
+        "w = '{w}'; w[{i}]",
         (
             "What is the {n} letter of '{w}'?",
             "Which letter is {n} in '{w}'?",
@@ -84,7 +88,7 @@ TASKS = (
     ),
     Task(
         "last",
-        "'{w}'[-1]",
+        "w = '{w}'; w[-1]",
         (
             "What is the last letter of '{w}'?",
             "Which letter is last in '{w}'?",
@@ -94,7 +98,7 @@ TASKS = (
     ),
     Task(
         "letters",
-        "''.join(sorted('{w}'))",
+        "w = '{w}'; ''.join(sorted(w))",
         (
             "Sort the letters of '{w}'.",
             "Put the letters of '{w}' in order.",
@@ -104,7 +108,7 @@ TASKS = (
     ),
     Task(
         "replace",
-        "'{w}'.replace('{c}', '{d}')",
+        "w = '{w}'; w.replace('{c}', '{d}')",
         (
             "Replace '{c}' with '{d}' in '{w}'.",
             "In '{w}' replace '{c}' with '{d}'.",
@@ -114,7 +118,7 @@ TASKS = (
     ),
     Task(
         "words",
-        "' '.join(sorted('{w} {x} {y}'.split()))",
+        "w = '{w} {x} {y}'; ' '.join(sorted(w.split()))",
         (
             "Sort the words '{w} {x} {y}'.",
             "Put the words '{w} {x} {y}' in order.",
@@ -125,7 +129,7 @@ TASKS = (
     ),
     Task(
         "join",
-        "'{w}' + '{x}'",
+        "w = '{w}' + '{x}'; w",
         (
             "Join '{w}' and '{x}'.",
             "Put '{w}' and '{x}' together.",
@@ -136,7 +140,7 @@ TASKS = (
     ),
     Task(
         "title",
-        "'{w}'.title()",
+        "w = '{w}'; w.title()",
         (
             "Write '{w}' with a capital.",
             "Capitalise '{w}'.",
@@ -145,6 +149,7 @@ TASKS = (
         ),
     ),
 )
+
 
 def _draft(material: Material, task: Task) -> Draft:
     rng = material.rng
@@ -174,6 +179,8 @@ def _draft(material: Material, task: Task) -> Draft:
 def drafts(material: Material) -> Iterator[Draft]:
     """Endless. Words come from the documents; each belongs to one split. Raises UserError for too few."""
     if len(material.words) < 20:
-        raise UserError("kind strings: the documents hold fewer than 20 words to ask about; leave the kind out")
+        raise UserError(
+            "kind strings: the documents hold fewer than 20 words to ask about; leave the kind out"
+        )
     while True:
         yield _draft(material, material.rng.choice(TASKS))

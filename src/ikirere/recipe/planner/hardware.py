@@ -75,6 +75,7 @@ def find_device(name: str) -> Device:
     for card in _CARDS:
         if card.name == name:
             return card
-    close = difflib.get_close_matches(name, device_names(), n=1)
-    hint = f" (did you mean {close[0]}?)" if close else ""
+    begins = [known for known in device_names() if name and known.startswith(name.lower())]
+    close = begins or difflib.get_close_matches(name, device_names(), n=1)
+    hint = f" (did you mean {' or '.join(close)}?)" if close else ""
     raise UserError(f"hardware.device: no device {name!r}{hint}; known: {', '.join(device_names())}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ikirere.recipe.planner import flops
 from ikirere.recipe.rehearse.changes import Draft
 from ikirere.recipe.rehearse.shape import width_ratio
@@ -12,7 +14,7 @@ from ikirere.recipe.sections import Phase, Training
 # ones and everything between them cost about half of that.
 RATE = 60e9
 PRETRAIN_SECONDS, SFT_SECONDS, DPO_SECONDS = 170.0, 60.0, 20.0  # of ten minutes
-STEP_TOKENS = 4096  # tokens per optimiser step of the first phase
+STEP_TOKENS, LEAST_TOKENS = 4096, 512  # tokens per optimiser step of the first phase, and where time is short
 SHORT, ALONE = 64, 128  # shortest sequence length: of several, of one
 SPREAD = 8  # longest over shortest, at most
 CHAT_LENGTH = 384  # a conversation with tools in a small vocabulary
@@ -48,28 +50,40 @@ def move_step(step: int, before: list[int], after: list[int]) -> int:
     return start_after
 
 
+def plan_steps(budget: float, full: int, least: int, batches: Callable[[int], float]) -> tuple[int, int]:
+    """(steps, tokens per step) within `budget` operations. `batches`: operations of a mean step by its tokens.
+    Where few minutes would leave fewer than `least` steps, the steps become smaller instead."""
+    tokens = STEP_TOKENS
+    while budget / batches(tokens) < min(least, full) and tokens > LEAST_TOKENS:
+        tokens //= 2
+    return min(full, MAX_STEPS, max(least // 2, int(budget / batches(tokens)))), tokens
+
+
 def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
     """Shrink `pretrain` to its share of the time on the shrunk model."""
     p = recipe.pretrain
     short = lengths(p.phases)
     first = p.phases[0].batch_size * p.phases[0].sequence_length
-    batches = [
-        max(1, round(STEP_TOKENS * (phase.batch_size * phase.sequence_length / first) / length))
-        for phase, length in zip(p.phases, short)
-    ]
+
+    def batches(tokens: int) -> list[int]:
+        ratios = (phase.batch_size * phase.sequence_length / first for phase in p.phases)
+        return [max(1, round(tokens * ratio / length)) for ratio, length in zip(ratios, short)]
+
+    def cost(tokens: int) -> float:
+        return sum(
+            phase.steps / p.steps * batch * length * flops.training_per_token(model, length, phase.attention)
+            for phase, batch, length in zip(p.phases, batches(tokens), short)
+        )
+
     parts = [phase.steps for phase in p.phases]
-    cost = sum(
-        phase.steps / p.steps * batch * length * flops.training_per_token(model, length, phase.attention)
-        for phase, batch, length in zip(p.phases, batches, short)
-    )
-    budget = PRETRAIN_SECONDS * minutes / 10 * RATE
-    total = min(p.steps, MAX_STEPS, max(MIN_STEPS, int(budget / cost)))
+    total, tokens = plan_steps(PRETRAIN_SECONDS * minutes / 10 * RATE, p.steps, MIN_STEPS, cost)
+    sizes = batches(tokens)
     steps = parts if total == p.steps else scale_steps(parts, total)
     for i, phase in enumerate(p.phases):
         key = f"pretrain.phases.{i}"
         draft.set(f"{key}.steps", steps[i], f"{phase.steps / p.steps:.1%} of all steps, as in the recipe")
         draft.set(f"{key}.sequence_length", short[i], "lengths stay in ratio")
-        draft.set(f"{key}.batch_size", batches[i], "tokens per step stay in ratio")
+        draft.set(f"{key}.batch_size", sizes[i], "tokens per step stay in ratio")
         draft.set(f"{key}.context_parallel", 1, "one process")
     for i, milestone in enumerate(p.milestones):
         moved = move_step(milestone.step, parts, steps)
@@ -88,29 +102,40 @@ def chat_length(recipe: Recipe) -> int:
 
 
 def shrink_sft(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
+    """Shrink `sft` to its share of the time."""
     s = recipe.sft
     if s is None:
         return
     length = min(s.sequence_length, CHAT_LENGTH)
-    batch = max(1, min(s.batch_size, STEP_TOKENS // length))
-    cost = batch * length * flops.training_per_token(model, length)
-    steps = min(s.steps, MAX_STEPS, max(MIN_STEPS, int(SFT_SECONDS * minutes / 10 * RATE / cost)))
+    each = length * flops.training_per_token(model, length)
+
+    def batch_of(tokens: int) -> int:
+        return max(1, min(s.batch_size, tokens // length))
+
+    budget = SFT_SECONDS * minutes / 10 * RATE
+    steps, tokens = plan_steps(budget, s.steps, MIN_STEPS, lambda tokens: batch_of(tokens) * each)
+    batch = batch_of(tokens)
     draft.set("sft.steps", steps, "its share of the time")
     draft.set("sft.sequence_length", length, "long enough for a conversation with tools")
-    draft.set("sft.batch_size", batch, f"about {STEP_TOKENS} tokens per step")
+    draft.set("sft.batch_size", batch, f"about {tokens} tokens per step")
     draft.set("sft.rows", min(s.rows, max(500, steps * batch * 4)), "as many as are seen")
     _shrink_common(draft, "sft", s, s.steps, steps, width_ratio(recipe.model, model))
 
 
 def shrink_dpo(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
+    """Shrink `dpo` to its share of the time."""
     d = recipe.dpo
     if d is None:
         return
     length = min(d.sequence_length, CHAT_LENGTH)
-    batch = min(d.batch_size, 8)
-    each = flops.training_per_token(model, length) + flops.forward_per_token(model, length)
-    steps = int(DPO_SECONDS * minutes / 10 * RATE / (2 * batch * length * each))
-    steps = min(d.steps, MAX_STEPS, max(MIN_STEPS // 2, steps))
+    pair = 2 * length * (flops.training_per_token(model, length) + flops.forward_per_token(model, length))
+
+    def batch_of(tokens: int) -> int:
+        return max(1, min(d.batch_size, tokens // (2 * length)))
+
+    budget = DPO_SECONDS * minutes / 10 * RATE
+    steps, tokens = plan_steps(budget, d.steps, MIN_STEPS // 2, lambda tokens: batch_of(tokens) * pair)
+    batch = batch_of(tokens)
     draft.set("dpo.steps", steps, "its share of the time")
     draft.set("dpo.sequence_length", length, "long enough for a conversation with tools")
     draft.set("dpo.batch_size", batch, "few pairs per step")

@@ -107,12 +107,12 @@ class Answer {
     this.place(element("div", "error", message));
   }
   finish(tokens, reason) {
-    this.wait.remove();
     const seconds = (performance.now() - this.began) / 1000;
     const rate = tokens ? `${Math.round(tokens / seconds)} tokens/s · ${tokens} tokens · ${seconds.toFixed(2)} s` : "";
     const why = { length: "cut at the length limit", stopped: "stopped" }[reason];
     const line = [rate, why].filter(Boolean).join(" · ");
     if (line) this.place(element("div", "foot", line));
+    this.wait.remove();
     if (rate) state.textContent = rate.split(" · ")[0];
   }
 }
@@ -238,5 +238,6 @@ for (const example of EXAMPLES) {
 }
 if (!SETTINGS.tools.length) document.querySelector(".switch").remove();
 refresh();
-const question = new URLSearchParams(location.hash.slice(1)).get("ask"); // a link may carry a question: #ask=...
-if (question) say(question);
+(async () => { // a link may carry questions: #ask=...&ask=...
+  for (const question of new URLSearchParams(location.hash.slice(1)).getAll("ask")) await say(question);
+})();

@@ -1,0 +1,248 @@
+"""The stage `pretrain`: all phases of the recipe through one training loop, measured on held-out documents."""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ikirere.data.loader import PackedLoader
+from ikirere.data.shards import Shard, open_shards
+from ikirere.errors import UserError
+from ikirere.model.config import ModelConfig
+from ikirere.model.decoder import Decoder
+from ikirere.model.hub import save_pretrained
+from ikirere.pretrain.evaluate import bits_per_byte, chosen_documents, compressed_bits, continuation
+from ikirere.programme.files import write_json
+from ikirere.programme.measure import Metric
+from ikirere.programme.stage import StageContext, StageResult
+from ikirere.recipe.schema import Recipe
+from ikirere.recipe.sections import Pretrain
+from ikirere.tokenizer.base import Tokenizer
+from ikirere.train.loop import Hooks, TrainSummary, train
+from ikirere.train.objective import CrossEntropy
+from ikirere.train.parallel import world_of
+
+RAW, COMPRESSED, TRAINING, SAMPLES = "heldout.jsonl", "compressors.jsonl", "training.jsonl", "samples.json"
+EVALUATION_ROWS = 8  # sequences per pass when measuring
+SAMPLE_PROMPT, SAMPLE_TOKENS, SAMPLES_PER_DOMAIN = 64, 64, 2
+
+
+class PretrainStage:
+    """Artifacts: model/ (Hugging Face folder with the tokenizer), log.jsonl, heldout.jsonl, samples.json.
+
+    Metrics: bits_per_byte, bits_per_byte/<domain>, perplexity (per token), gzip9_ and xz9_bits_per_byte/<domain>
+    of the same bytes, parameters, tokens, tokens_per_second, train_seconds, final_loss, peak_memory_bytes,
+    loader_wait_fraction; bits_per_byte and perplexity also as <metric>@<milestone>.
+    """
+
+    name: ClassVar[str] = "pretrain"
+    needs: ClassVar[tuple[str, ...]] = ("tokenizer", "shards")
+
+    def config(self, recipe: Recipe) -> Mapping[str, Any]:
+        return {
+            "model": recipe.model.model_dump(mode="json"),
+            "pretrain": recipe.pretrain.model_dump(mode="json"),
+            "device": recipe.hardware.device,
+        }
+
+    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
+        return ""
+
+    def run(self, context: StageContext) -> StageResult:
+        recipe = context.recipe
+        check_phases(recipe)
+        tokenizer = Tokenizer.load(context.inputs["tokenizer"] / "tokenizer")
+        if tokenizer.vocab_size > recipe.model.vocab_size:
+            raise UserError(
+                f"model.vocab_size {recipe.model.vocab_size} is smaller than the tokenizer's "
+                f"{tokenizer.vocab_size} ids; make it at least as large"
+            )
+        shards = open_shards(context.inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
+        heldout = {d: s for (d, split), s in sorted(shards.items()) if split == "heldout" and len(s)}
+        model = new_model(recipe)
+        key = hashlib.sha256(json.dumps(self.config(recipe), sort_keys=True).encode()).hexdigest()
+        summary = _train(
+            context, model, {d: s for (d, split), s in shards.items() if split == "train"}, heldout, key
+        )
+        ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+        save_pretrained(model, context.folder / "model", ids)
+        tokenizer.save(context.folder / "model")
+        result = StageResult(artifacts=["model", "log.jsonl", SAMPLES])
+        with context.progress("bits per byte", len(heldout), "domains") as bar:
+            context.write_rows(RAW, _heldout_rows(recipe, model, heldout, bar.advance))
+        result.metrics += _heldout_metrics(context, RAW, heldout, "")
+        for milestone in recipe.pretrain.milestones:
+            raw = f"milestones/{milestone.name}.jsonl"
+            if (context.folder / raw).is_file():
+                result.metrics += _heldout_metrics(context, raw, heldout, f"@{milestone.name}")
+        result.metrics += _compressors(context, tokenizer, heldout)
+        result.metrics += _training(context, model, summary)
+        write_json(context.folder / SAMPLES, _samples(model, tokenizer, heldout))
+        return result
+
+
+def check_phases(recipe: Recipe) -> None:
+    """Raises UserError for phases that this model or loop cannot run."""
+    longest = recipe.model.max_position_embeddings
+    for i, phase in enumerate(recipe.pretrain.phases):
+        if phase.sequence_length > longest:
+            raise UserError(
+                f"pretrain.phases.{i}.sequence_length {phase.sequence_length} is beyond "
+                f"model.max_position_embeddings {longest}; shorten the one or raise the other"
+            )
+        if phase.attention is not None and phase.attention != recipe.model.layer_pattern:
+            raise UserError(
+                f"pretrain.phases.{i}.attention {phase.attention!r} differs from model.layer_pattern "
+                f"{recipe.model.layer_pattern!r}; changing mixers between phases is not built"
+            )
+
+
+def new_model(recipe: Recipe) -> Decoder:
+    """The recipe's model with weights drawn from its seed, on the device of the recipe where there is one."""
+    model = Decoder(ModelConfig.from_recipe(recipe.model))
+    model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
+    cuda = recipe.hardware.device != "cpu" and torch.cuda.is_available()
+    return model.to("cuda" if cuda else "cpu")
+
+
+def theta_of(pretrain: Pretrain, default: float) -> Callable[[int], float]:
+    """RoPE's base of the step after `done` steps: the phase's own, else that of the phase before it."""
+    ends = list(itertools.accumulate(phase.steps for phase in pretrain.phases))
+    bases: list[float] = []
+    for phase in pretrain.phases:
+        bases.append(phase.rope_theta or (bases[-1] if bases else default))
+
+    def at(done: int) -> float:
+        return bases[min(bisect.bisect_right(ends, done), len(bases) - 1)]
+
+    return at
+
+
+def _train(
+    context: StageContext, model: Decoder, shards: dict[str, Shard], heldout: dict[str, Shard], key: str
+) -> TrainSummary:
+    recipe, pretrain = context.recipe, context.recipe.pretrain
+    world = world_of(pretrain.parallel)
+    loader = PackedLoader(shards, pretrain.phases, recipe.seed, world.rank, world.size)
+    for note in loader.notes:
+        context.say(note)
+    theta = theta_of(pretrain, recipe.model.rope_theta)
+
+    def before(done: int, model: Decoder) -> None:
+        if model.config.rope_theta != theta(done):
+            model.set_rope_theta(theta(done))
+
+    hooks = Hooks(
+        progress=context.progress, say=context.say, track=context.track, before=before, label="pretrain"
+    )
+    for milestone in pretrain.milestones:
+        hooks.every.append(({milestone.step}, _milestone(context, heldout, milestone.name)))
+    if pretrain.evaluate_every:
+        hooks.every.append((pretrain.evaluate_every, _tracked(context, heldout)))
+    objective = CrossEntropy(pretrain.z_loss)
+    return train(model, loader, objective, pretrain, pretrain.steps, context.folder, recipe.seed, hooks, key)
+
+
+# ---------------------------------------------------------------- measuring
+
+
+def _heldout_rows(
+    recipe: Recipe, model: Decoder, heldout: dict[str, Shard], advance: Callable[[float], None] | None = None
+) -> list[dict[str, Any]]:
+    length = max(phase.sequence_length for phase in recipe.pretrain.phases)
+    rows: list[dict[str, Any]] = []
+    for domain, shard in heldout.items():
+        made = bits_per_byte(model, shard, recipe.pretrain.evaluate_bytes, length, EVALUATION_ROWS)
+        rows += [{"domain": domain, **row} for row in made]
+        if advance is not None:
+            advance(1)
+    return rows
+
+
+def _milestone(context: StageContext, heldout: dict[str, Shard], name: str) -> Callable[[int, Decoder], None]:
+    def measure(step: int, model: Decoder) -> None:
+        rows = _heldout_rows(context.recipe, model, heldout)
+        context.write_rows(f"milestones/{name}.jsonl", rows)
+        context.say(f"milestone {name}, step {step}: {_overall(rows):.4f} bits per byte")
+
+    return measure
+
+
+def _tracked(context: StageContext, heldout: dict[str, Shard]) -> Callable[[int, Decoder], None]:
+    def measure(step: int, model: Decoder) -> None:
+        rows = _heldout_rows(context.recipe, model, heldout)
+        context.track({"pretrain/bits_per_byte": _overall(rows)}, step)
+
+    return measure
+
+
+def _overall(rows: list[dict[str, Any]]) -> float:
+    return float(sum(row["bits"] for row in rows) / max(1, sum(row["bytes"] for row in rows)))
+
+
+def _heldout_metrics(context: StageContext, raw: str, heldout: dict[str, Shard], suffix: str) -> list[Metric]:
+    if not heldout:
+        return []
+    found = [
+        context.metric(f"bits_per_byte{suffix}", "ratio", raw, "bits", "bytes"),
+        context.metric(f"perplexity{suffix}", "exp-ratio", raw, "nats", "tokens"),
+    ]
+    for domain in heldout:
+        name = f"bits_per_byte/{domain}{suffix}"
+        found.append(context.metric(name, "ratio", raw, "bits", "bytes", where={"domain": domain}))
+    return found
+
+
+def _compressors(context: StageContext, tokenizer: Tokenizer, heldout: dict[str, Shard]) -> list[Metric]:
+    """gzip and xz see all documents of a domain in one stream, which favours them."""
+    rows: list[dict[str, Any]] = []
+    for domain, shard in heldout.items():
+        documents = chosen_documents(shard, context.recipe.pretrain.evaluate_bytes)
+        text = b"\n".join(tokenizer.decode_bytes(shard.tokens(i).tolist()) for i in documents)
+        rows += [
+            {"domain": domain, "compressor": name, "bits": bits, "bytes": len(text)}
+            for name, bits in compressed_bits(text).items()
+        ]
+    raw = context.write_rows(COMPRESSED, rows)
+    return [
+        context.metric(
+            f"{row['compressor']}_bits_per_byte/{row['domain']}", "ratio", raw, "bits", "bytes",
+            where={"domain": row["domain"], "compressor": row["compressor"]},
+        )
+        for row in rows
+    ]  # fmt: skip
+
+
+def _training(context: StageContext, model: Decoder, summary: TrainSummary) -> list[Metric]:
+    values = {
+        "parameters": model.num_parameters(),
+        "tokens": summary.tokens,
+        "tokens_per_second": summary.tokens_per_second,
+        "train_seconds": summary.seconds,
+        "final_loss": summary.final_loss,
+        "peak_memory_bytes": summary.peak_rss_bytes,
+        "loader_wait_fraction": summary.wait_seconds / summary.seconds if summary.seconds else 0.0,
+    }
+    raw = context.write_rows(TRAINING, [values])
+    return [context.metric(name, "scalar", raw, name) for name in values]
+
+
+def _samples(model: Decoder, tokenizer: Tokenizer, heldout: dict[str, Shard]) -> list[dict[str, Any]]:
+    """Held-out beginnings and what the model makes of them."""
+    samples = []
+    for domain, shard in heldout.items():
+        for i in sorted(range(len(shard)), key=shard.id)[:SAMPLES_PER_DOMAIN]:
+            ids = shard.tokens(i)[:SAMPLE_PROMPT].tolist()
+            room = model.config.max_position_embeddings - len(ids)
+            made = continuation(model, ids, min(SAMPLE_TOKENS, room), tokenizer.eos)
+            samples.append(
+                {"domain": domain, "prompt": tokenizer.decode(ids), "continuation": tokenizer.decode(made)}
+            )
+    return samples

@@ -1,0 +1,42 @@
+"""Time and peak memory of a stage."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from ikirere.programme import gauge
+from ikirere.programme.gauge import Gauge
+
+MEGABYTE = 1 << 20
+
+
+def test_a_short_peak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = psutil.Process().memory_info().rss
+    with Gauge() as measured:
+        block = bytearray(200 * MEGABYTE)
+        block[::4096] = b"x" * len(block[::4096])
+        time.sleep(gauge.INTERVAL + 0.2)
+        del block
+    assert 190 * MEGABYTE < measured.peak_rss_bytes - before < 320 * MEGABYTE
+    assert gauge.INTERVAL < measured.seconds < 10
+    with Gauge() as after:
+        pass
+    assert after.peak_rss_bytes < measured.peak_rss_bytes - 100 * MEGABYTE, "each stage has its own peak"
+
+
+def test_children_count() -> None:
+    hold = f"import sys; b = b'x' * {150 * MEGABYTE}; print('ready', flush=True); sys.stdin.read()"
+    with Gauge() as alone:
+        pass
+    with Gauge() as measured:
+        child = subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert child.stdout is not None
+        child.stdout.readline()
+        time.sleep(gauge.INTERVAL + 0.2)
+        child.communicate()
+    assert measured.peak_rss_bytes - alone.peak_rss_bytes > 140 * MEGABYTE

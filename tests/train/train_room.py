@@ -1,0 +1,158 @@
+"""A small model, a source of batches, and a script that trains with them.
+
+`python train_room.py FOLDER [key=value ...]`: keys of `SETTINGS`. Prints the weights' sha256 at the end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ikirere.data.batch import Batch
+from ikirere.model.config import ModelConfig
+from ikirere.model.decoder import Decoder
+from ikirere.recipe.sections import Optimizer, Schedule, Training
+from ikirere.train import checkpoint
+from ikirere.train.loop import Hooks, TrainSummary, train
+from ikirere.train.objective import CrossEntropy
+
+VOCAB = 61
+SETTINGS: dict[str, Any] = {
+    "steps": 12,
+    "every": 4,
+    "kill_step": -1,  # kills itself when this step's batch is asked for
+    "kill_save": -1,  # kills itself in the middle of writing this step's checkpoint
+    "micro": 0,
+    "mode": "none",
+    "rows": 8,
+    "optimizer": "muon",
+}
+
+
+def small_model(seed: int = 0) -> Decoder:
+    config = ModelConfig(VOCAB, 32, 2, 4, 2, 48, 64, qk_norm=True)
+    model = Decoder(config)
+    model.reset_parameters(torch.Generator().manual_seed(seed))
+    return model
+
+
+class Numbers:
+    """Batches that are a function of the step: counting modulo VOCAB from random starts, some places unlabelled."""
+
+    def __init__(self, rows: int = 8, length: int = 16, rank: int = 0, world: int = 1) -> None:
+        self.rows, self.length, self.step = rows, length, 0
+        self.part = slice(rank * rows // world, (rank + 1) * rows // world)
+
+    def next(self) -> Batch:
+        rng = np.random.default_rng(self.step)
+        starts, strides = rng.integers(0, VOCAB, (self.rows, 1)), rng.integers(1, 3, (self.rows, 1))
+        ids = torch.from_numpy((starts + strides * np.arange(self.length + 1)) % VOCAB)
+        labels = ids[:, 1:].clone()
+        for row, count in enumerate(rng.integers(0, self.length - 1, self.rows)):
+            labels[row, : int(count)] = -100
+        positions = torch.arange(self.length).expand(self.rows, self.length)
+        self.step += 1
+        return Batch(ids[self.part, :-1].contiguous(), labels[self.part], positions[self.part])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.step = state["step"]
+
+
+def settings(**changes: Any) -> Training:
+    values: dict[str, Any] = {
+        "optimizer": Optimizer(name="muon", lr=3e-3, muon_lr=0.02),
+        "schedule": Schedule(warmup=2),
+        "checkpoint_every": 4,
+        "log_every": 3,
+        "precision": "fp32",
+    }
+    return Training(**{**values, **changes})
+
+
+def fingerprint(model: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def run(folder: Path, model: nn.Module | None = None, **changes: Any) -> TrainSummary:
+    """Trains for `steps` with everything else as `SETTINGS` or `changes` say."""
+    chosen = {**SETTINGS, **changes}
+    source = chosen.get("source") or Numbers(chosen["rows"])
+    optimizer = Optimizer(name=chosen["optimizer"], lr=3e-3, muon_lr=0.02)
+    training = settings(
+        checkpoint_every=chosen["every"],
+        micro_batch_size=chosen["micro"] or None,
+        parallel=chosen["mode"],
+        optimizer=optimizer,
+        **chosen.get("training", {}),
+    )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the products are so small that a second thread only waits
+    try:
+        return train(
+            model or small_model(),
+            source,
+            chosen.get("objective") or CrossEntropy(1e-4),
+            training,
+            chosen["steps"],
+            folder,
+            seed=1,
+            hooks=chosen.get("hooks") or Hooks(say=print),
+            config_hash=chosen.get("config_hash", "a"),
+        )
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillingNumbers(Numbers):
+    """Kills its process when the batch of `at` is asked for."""
+
+    at = -1
+
+    def next(self) -> Batch:
+        if self.step == self.at:
+            _kill()
+        return super().next()
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    given = dict(argument.split("=") for argument in sys.argv[2:])
+    chosen = {k: type(v)(given.get(k, v)) for k, v in SETTINGS.items()}
+    world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    source = KillingNumbers(chosen["rows"], rank=rank, world=world)
+    source.at = chosen["kill_step"]
+    seal = checkpoint._seal
+
+    def kill_or_seal(part: Path, step: int, config_hash: str) -> None:
+        if step == chosen["kill_save"]:
+            _kill()
+        seal(part, step, config_hash)
+
+    checkpoint._seal = kill_or_seal
+    model = small_model()
+    run(folder, model, source=source, **chosen)
+    if world == 1:
+        print("weights", fingerprint(model))
+
+
+if __name__ == "__main__":
+    main()
