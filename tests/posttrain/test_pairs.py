@@ -43,7 +43,9 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def rows() -> list[Row]:
-    return [r for kind in ("calculator", "units", "chat", "direct") for r in conversations(kind, 25, 1, "train")]
+    return [
+        r for kind in ("calculator", "units", "chat", "direct") for r in conversations(kind, 25, 1, "train")
+    ]
 
 
 def tiny(tokenizer: Tokenizer, seed: int = 0) -> Decoder:
@@ -114,7 +116,9 @@ def test_turns_are_those_after_the_question(rows: list[Row]) -> None:
         (call("calculator", expression="12*34"), 1, 20, TOOL),
     ],
 )
-def test_sampled_turns_are_judged(message: dict[str, Any], number: int, tokens: int, reason: str | None) -> None:
+def test_sampled_turns_are_judged(
+    message: dict[str, Any], number: int, tokens: int, reason: str | None
+) -> None:
     row = {
         "id": "x", "kind": "calculator", "tools": None, "answer": "408", "expects_tool": "calculator",
         "messages": [{"role": "user", "content": "What is 12 * 34?"}, call("calculator", expression="12*34"),
@@ -214,7 +218,11 @@ def test_training_raises_the_margin(tokenizer: Tokenizer, rows: list[Row]) -> No
 
 
 def test_shares_are_whole_and_complete() -> None:
-    assert shares({"calculator": 0.45, "units": 0.1, "chat": 0.45}, 10) == {"calculator": 5, "units": 1, "chat": 4}
+    assert shares({"calculator": 0.45, "units": 0.1, "chat": 0.45}, 10) == {
+        "calculator": 5,
+        "units": 1,
+        "chat": 4,
+    }
     assert sum(shares({"calculator": 1, "units": 1, "chat": 1}, 100).values()) == 100
     assert shares({"calculator": 0.99, "units": 0.01, "chat": 0.0}, 5) == {"calculator": 5, "units": 1}
     for bad in ({"riddles": 1.0}, {"chat": 0.0}):

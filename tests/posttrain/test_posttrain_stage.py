@@ -18,6 +18,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_pretrained, save_pretrained
+from ikirere.posttrain import measures, onpolicy
 from ikirere.posttrain import stage as stages
 from ikirere.posttrain.stage import DpoStage, SftStage
 from ikirere.programme.measure import measure, read_rows
@@ -34,7 +35,7 @@ SMALL = [
     "model.num_attention_heads=2", "model.num_key_value_heads=1", "model.intermediate_size=64",
     "sft.steps=4", "sft.rows=60", "sft.batch_size=4", "sft.checkpoint_every=2", "sft.sequence_length=320",
     "dpo.steps=3", "dpo.pairs=24", "dpo.heldout_pairs=12", "dpo.batch_size=4", "dpo.sequence_length=320",
-    "sft.log_every=1", "dpo.log_every=1", "sft.precision=fp32", "dpo.precision=fp32",
+    "sft.log_every=1", "dpo.log_every=1", "sft.precision=fp32", "dpo.precision=fp32", "dpo.on_policy=0.25", "dpo.checkpoint_every=2",
 ]  # fmt: skip
 
 
@@ -52,6 +53,18 @@ def recipe() -> Recipe:
     return load_recipe(RECIPE, SMALL)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _few() -> Iterator[None]:
+    """An untrained model never ends its turn, so each of its answers is as long as can be: ask it little."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stages, "HELDOUT_PER_KIND", 8)
+        patch.setattr(stages, "SAMPLES_PER_KIND", 1)
+        patch.setattr(stages, "PLAYED_PER_KIND", 1)
+        patch.setattr(measures, "LONGEST", 16)
+        patch.setattr(onpolicy, "LONGEST", 16)
+        yield
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     """The folders that the earlier stages leave: real documents, a tokenizer, an untrained model."""
@@ -60,8 +73,12 @@ def run(tmp_path_factory: pytest.TempPathFactory, recipe: Recipe) -> Path:
     rows = [{"text": f.read_text(encoding="utf-8"), "path": f.name, "domain": "code"} for f in files]
     (folder / "data").mkdir()
     for name, part in (("train", rows[::2]), ("heldout", rows[1::2])):
-        pq.write_table(pa.Table.from_pylist(part), folder / "data" / f"documents-{name}.parquet", row_group_size=8)
-    tokenizer = train_tokenizer((r["text"] for r in rows[:8]), recipe.tokenizer, folder / "tokenizer" / "tokenizer", 0)
+        pq.write_table(
+            pa.Table.from_pylist(part), folder / "data" / f"documents-{name}.parquet", row_group_size=8
+        )
+    tokenizer = train_tokenizer(
+        (r["text"] for r in rows[:8]), recipe.tokenizer, folder / "tokenizer" / "tokenizer", 0
+    )
     model = Decoder(ModelConfig.from_recipe(recipe.model))
     save_pretrained(model, folder / "pretrain" / "model", {"eos_token_id": tokenizer.end})
     return folder
@@ -100,9 +117,16 @@ def check(folder: Path, result: StageResult) -> dict[str, float]:
 
 def test_sft_leaves_a_model_and_its_figures(run: Path, sft: StageResult) -> None:
     found = check(run / "sft", sft)
-    assert {"model", "rows-train.jsonl", "rows-heldout.jsonl", "log.jsonl", "samples.jsonl"} <= set(sft.artifacts)
+    assert {"model", "rows-train.jsonl", "rows-heldout.jsonl", "log.jsonl", "samples.jsonl"} <= set(
+        sft.artifacts
+    )
     assert 0 < found["heldout_loss"] < 8 and found["tokens"] == 4 * 4 * 320
-    assert {"heldout_loss/calculator", "heldout_loss/direct", "peak_memory_bytes", "tokens_per_second"} <= set(found)
+    assert {
+        "heldout_loss/calculator",
+        "heldout_loss/direct",
+        "peak_memory_bytes",
+        "tokens_per_second",
+    } <= set(found)
     rows = read_rows(run / "sft" / "rows-train.jsonl")
     assert len(rows) == 60 and {r["kind"] for r in rows} == set(stages.shares({k: 1.0 for k in ("calculator", "units", "strings", "documents", "chat", "direct")}, 6))  # fmt: skip
     model, tokenizer, _ = load_run_model(run / "sft")
@@ -115,8 +139,16 @@ def test_sft_leaves_a_model_and_its_figures(run: Path, sft: StageResult) -> None
 
 def test_dpo_leaves_a_model_and_its_figures(run: Path, dpo: StageResult) -> None:
     found = check(run / "dpo", dpo)
-    assert {"win_rate", "win_rate_uplift", "prefers_chosen/before", "on_policy", "answer_tokens/after"} <= set(found)
-    assert found["win_rate_uplift"] == pytest.approx(found["prefers_chosen/after"] - found["prefers_chosen/before"])
+    assert {
+        "win_rate",
+        "win_rate_uplift",
+        "prefers_chosen/before",
+        "on_policy",
+        "answer_tokens/after",
+    } <= set(found)
+    assert found["win_rate_uplift"] == pytest.approx(
+        found["prefers_chosen/after"] - found["prefers_chosen/before"]
+    )
     rate = next(m for m in dpo.metrics if m.name == "win_rate")
     assert rate.low is not None and rate.high is not None and rate.low <= rate.value <= rate.high
     log = read_rows(run / "dpo" / "log.jsonl")
@@ -130,27 +162,25 @@ def test_dpo_leaves_a_model_and_its_figures(run: Path, dpo: StageResult) -> None
     load_run_model(run / "dpo")
 
 
+@pytest.mark.parametrize("stage", [SftStage(), DpoStage()], ids=["sft", "dpo"])
 def test_a_killed_stage_ends_with_the_same_weights(
-    run: Path, recipe: Recipe, dpo: StageResult, monkeypatch: pytest.MonkeyPatch
+    stage: SftStage | DpoStage, run: Path, recipe: Recipe, dpo: StageResult, tmp_path: Path
 ) -> None:
-    copy = recipe.model_copy(update={"stages": recipe.stages})
-    for name, stage in (("sft", SftStage()), ("dpo", DpoStage())):
-        other = run / f"{name}-killed"
-        other.mkdir()
-        broken = context(copy, run, name)
-        broken.folder = other
-        with monkeypatch.context() as patch:
-            patch.setattr(stages, "_save", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt()))
-            with pytest.raises(KeyboardInterrupt):
-                stage.run(broken)
-        said: list[str] = []
-        again = context(copy, run, name, said)
-        again.folder = other
-        stage.run(again)
-        for file in ("model/model.safetensors", "log.jsonl"):
-            if file != "log.jsonl":
-                assert digest(other / file) == digest(run / name / file), name
-        assert any("going on from" in line for line in said)
+    def die(values: object, step: int) -> None:
+        if step == 3:
+            raise KeyboardInterrupt
+
+    first, second = (context(recipe, run, stage.name, said := []) for _ in range(2))
+    first.folder = second.folder = tmp_path
+    first.track = die
+    with pytest.raises(KeyboardInterrupt):
+        stage.run(first)
+    assert not (tmp_path / "model").exists()
+    stage.run(second)
+    assert any("going on from step-000002" in line for line in said)
+    for file in ("model/model.safetensors", "rows-train.jsonl", "pairs.jsonl"):
+        if (run / stage.name / file).exists():
+            assert digest(tmp_path / file) == digest(run / stage.name / file)
 
 
 def test_what_a_stage_depends_on(recipe: Recipe, tmp_path: Path) -> None:
@@ -167,7 +197,7 @@ def test_what_a_stage_depends_on(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_missing_inputs_are_named(recipe: Recipe, tmp_path: Path) -> None:
-    for stage, missing in ((SftStage(), "tokenizer"), (DpoStage(), "sft")):
+    for stage, missing in ((SftStage(), "tokenizer"), (DpoStage(), "tokenizer")):
         with pytest.raises(UserError, match=f"{stage.name} needs the stage {missing}"):
             stage.run(context(recipe, tmp_path, stage.name))
 

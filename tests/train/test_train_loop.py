@@ -16,7 +16,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, fingerprint, run, settings, small_model
+from train_room import Numbers, fingerprint, one_thread, run, settings, small_model
 
 from ikirere.data.batch import Batch
 from ikirere.data.loader import LoaderPhase, PackedLoader
@@ -25,6 +25,13 @@ from ikirere.errors import UserError
 from ikirere.train.hooks import Bar
 from ikirere.train.loop import Hooks, train
 from ikirere.train.objective import CrossEntropy
+
+
+@pytest.fixture(autouse=True)
+def _thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
 
 TIMES = {"seconds", "tokens_per_second", "wait_seconds"}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, small_model
+from train_room import Numbers, one_thread, small_model
 
 from ikirere.data.batch import Batch
 from ikirere.train import objective
@@ -24,6 +25,13 @@ from ikirere.train.objective import (
     token_logprobs,
     weight_of,
 )
+
+
+@pytest.fixture(autouse=True)
+def _thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
 
 EXAMPLES = settings(max_examples=40, deadline=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, small_model
+from train_room import Numbers, one_thread, small_model
 
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -21,6 +22,13 @@ from ikirere.train.objective import CrossEntropy
 from ikirere.train.optimiser import build_optimizer, sort_weights
 from ikirere.train.orthogonal import Muon, orthogonalise
 from ikirere.train.schedule import lr_factor
+
+
+@pytest.fixture(autouse=True)
+def _thread() -> Iterator[None]:
+    with one_thread():
+        yield
+
 
 # ---------------------------------------------------------------- schedules
 

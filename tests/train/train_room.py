@@ -1,21 +1,26 @@
 """A small model, a source of batches, and a script that trains with them.
 
-`python train_room.py FOLDER [key=value ...]`: keys of `SETTINGS`. Prints the weights' sha256 at the end.
+`python train_room.py FOLDER [key=value ...]`: keys of `SETTINGS`. Writes the weights' sha256 to FOLDER/weights.
+`python train_room.py` without arguments reads JSON lines, each a list of [arguments, environment]: it runs them
+side by side as processes forked from itself, which have torch loaded already, and prints their exit codes.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
@@ -24,13 +29,14 @@ from ikirere.recipe.sections import Optimizer, Schedule, Training
 from ikirere.train import checkpoint
 from ikirere.train.loop import Hooks, TrainSummary, train
 from ikirere.train.objective import CrossEntropy
+from ikirere.train.parallel import whole_weights
 
 VOCAB = 61
 SETTINGS: dict[str, Any] = {
     "steps": 12,
     "every": 4,
     "kill_step": -1,  # kills itself when this step's batch is asked for
-    "kill_save": -1,  # kills itself in the middle of writing this step's checkpoint
+    "kill_save": "",  # kills itself while writing a checkpoint: WHEN:STEP, when: seal, swap or prune
     "micro": 0,
     "mode": "none",
     "rows": 8,
@@ -81,9 +87,11 @@ def settings(**changes: Any) -> Training:
     return Training(**{**values, **changes})
 
 
-def fingerprint(model: nn.Module) -> str:
+def fingerprint(weights: nn.Module | dict[str, Tensor]) -> str:
+    """sha256 of a model's weights, by name."""
+    weights = weights.state_dict() if isinstance(weights, nn.Module) else weights
     digest = hashlib.sha256()
-    for name, value in model.state_dict().items():
+    for name, value in weights.items():
         digest.update(name.encode() + value.detach().numpy().tobytes())
     return digest.hexdigest()
 
@@ -100,20 +108,26 @@ def run(folder: Path, model: nn.Module | None = None, **changes: Any) -> TrainSu
         optimizer=optimizer,
         **chosen.get("training", {}),
     )
+    return train(
+        model or small_model(),
+        source,
+        chosen.get("objective") or CrossEntropy(1e-4),
+        training,
+        chosen["steps"],
+        folder,
+        seed=1,
+        hooks=chosen.get("hooks") or Hooks(say=print),
+        config_hash=chosen.get("config_hash", "a"),
+    )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Products this small only wait for a second thread."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the products are so small that a second thread only waits
+    torch.set_num_threads(1)
     try:
-        return train(
-            model or small_model(),
-            source,
-            chosen.get("objective") or CrossEntropy(1e-4),
-            training,
-            chosen["steps"],
-            folder,
-            seed=1,
-            hooks=chosen.get("hooks") or Hooks(say=print),
-            config_hash=chosen.get("config_hash", "a"),
-        )
+        yield
     finally:
         torch.set_num_threads(threads)
 
@@ -133,26 +147,64 @@ class KillingNumbers(Numbers):
         return super().next()
 
 
-def main() -> None:
-    folder = Path(sys.argv[1])
-    given = dict(argument.split("=") for argument in sys.argv[2:])
+def _kill_while_saving(when: str, at: int) -> None:
+    """Before the files are hashed, before the folder gets its name, or after it."""
+    seal, swap = checkpoint._seal, checkpoint._swap
+
+    def watched_seal(part: Path, step: int, config_hash: str) -> None:
+        if when == "seal" and step == at:
+            _kill()
+        seal(part, step, config_hash)
+
+    def watched_swap(part: Path, final: Path) -> None:
+        if when == "swap" and checkpoint.step_of(final) == at:
+            _kill()
+        swap(part, final)
+        if when == "prune" and checkpoint.step_of(final) == at:
+            _kill()
+
+    checkpoint._seal, checkpoint._swap = watched_seal, watched_swap
+
+
+def main(arguments: list[str]) -> None:
+    torch.set_num_threads(1)
+    folder = Path(arguments[0])
+    given = dict(argument.split("=") for argument in arguments[1:])
     chosen = {k: type(v)(given.get(k, v)) for k, v in SETTINGS.items()}
     world, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     source = KillingNumbers(chosen["rows"], rank=rank, world=world)
     source.at = chosen["kill_step"]
-    seal = checkpoint._seal
-
-    def kill_or_seal(part: Path, step: int, config_hash: str) -> None:
-        if step == chosen["kill_save"]:
-            _kill()
-        seal(part, step, config_hash)
-
-    checkpoint._seal = kill_or_seal
+    if chosen["kill_save"]:
+        when, at = chosen["kill_save"].split(":")
+        _kill_while_saving(when, int(at))
     model = small_model()
     run(folder, model, source=source, **chosen)
-    if world == 1:
-        print("weights", fingerprint(model))
+    weights = whole_weights(model)
+    if rank == 0:
+        (folder / "weights").write_text(fingerprint(weights))
+
+
+def serve() -> None:
+    import torch._dynamo
+    import torch.distributed.checkpoint
+    import torch.distributed.fsdp  # noqa: F401
+
+    for line in sys.stdin:
+        children = []
+        for arguments, environment in json.loads(line):
+            if (child := os.fork()) == 0:
+                sys.stdout = sys.stderr
+                os.environ.update(environment)
+                try:
+                    main(arguments)
+                except BaseException:
+                    traceback.print_exc()
+                    os._exit(1)
+                os._exit(0)
+            children.append(child)
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        print(json.dumps(codes), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:]) if len(sys.argv) > 1 else serve()

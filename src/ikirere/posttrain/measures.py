@@ -21,6 +21,8 @@ from ikirere.tokenizer.chat import render
 from ikirere.tools.registry import TOOLS
 from ikirere.train.objective import sequence_logprobs
 
+LONGEST = 128  # tokens that the model may write in answer to one question
+
 
 @torch.no_grad()
 def heldout_losses(
@@ -84,7 +86,6 @@ def play(
     tokenizer: Tokenizer,
     rows: Sequence[Mapping[str, Any]],
     on_done: Callable[[int, Completion], None] | None = None,
-    longest: int = 128,
 ) -> list[dict[str, Any]]:
     """Each row's question answered greedily with its tools executed: question, messages, length of the answer.
 
@@ -94,7 +95,7 @@ def play(
     for row in rows:
         prompt = render(tokenizer, prompt_of(row), row.get("tools"), add_generation_prompt=True).ids
         if len(prompt) + 8 < engine.capacity:
-            requests.append(Request(prompt, longest, execute_tools=frozenset(TOOLS)))
+            requests.append(Request(prompt, LONGEST, execute_tools=frozenset(TOOLS)))
             kept.append(row)
     results = []
     for row, completion in zip(kept, engine.generate(requests, on_done)):

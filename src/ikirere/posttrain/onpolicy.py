@@ -15,6 +15,7 @@ from ikirere.tokenizer.chat import render
 
 TEMPERATURE = 0.9
 ATTEMPTS = 4  # samples per pair wanted, after which sampling ends with what it has
+LONGEST = 96  # tokens of one sample
 ROUND = 128  # requests handed to the engine at a time
 LONGER = 1.5  # a right answer is worse where it has this many times the right turn's tokens
 
@@ -41,7 +42,7 @@ def _request(tokenizer: Tokenizer, turn: Turn, room: int, seed: int) -> Request 
     prompt = render(tokenizer, turn.prompt, turn.row.get("tools"), add_generation_prompt=True).ids
     if len(prompt) + 8 >= room:
         return None
-    return Request(prompt, min(96, room - len(prompt) - 1), temperature=TEMPERATURE, seed=seed)
+    return Request(prompt, min(LONGEST, room - len(prompt) - 1), temperature=TEMPERATURE, seed=seed)
 
 
 def _kept(tokenizer: Tokenizer, turn: Turn, completion: Completion) -> PairRow | None:
@@ -68,7 +69,7 @@ def sampled_pairs(
 ) -> list[PairRow]:
     """At most `count` pairs from `ATTEMPTS * count` samples, every kind of row as often as any other.
 
-    Deterministic for engine, rows and seed. on_round: told how many pairs each round brought.
+    Ends early where a round brings none. Deterministic for engine, rows and seed. on_round: told how many pairs each round brought.
     """
     rng = random.Random(f"onpolicy/{seed}")
     by_kind: dict[str, list[Turn]] = {}
@@ -96,4 +97,6 @@ def sampled_pairs(
                 pairs.setdefault(repr((pair["prompt"], pair["rejected"])), pair)
         if on_round is not None:
             on_round(len(pairs) - before)
+        if len(pairs) == before:
+            break
     return list(pairs.values())

@@ -192,7 +192,12 @@ def _dcp() -> Iterator[Any]:
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-        yield dcp
+        try:
+            yield dcp
+        except (
+            dcp.CheckpointException
+        ) as error:  # no Exception, so that callers who catch those would miss it
+            raise RuntimeError(str(error)) from error
 
 
 def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:

@@ -46,12 +46,12 @@ class KVState:
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
             store[step.rows, :, step.start : step.end] = new.detach()
         else:
-            new = new.detach().transpose(1, 2).to(store.dtype)
+            moved = new.detach().transpose(1, 2).to(store.dtype)
             if step.counts is not None:
                 # A padded place repeats its row's last real token, so it writes what is there anyway.
                 order = step.places - step.starts[:, None]
-                new = new.gather(1, order[:, :, None, None].expand_as(new))
-            store[step.column, :, step.places] = new
+                moved = moved.gather(1, order[:, :, None, None].expand_as(moved))
+            store[step.column, :, step.places] = moved
         return store[step.rows, :, : step.end].to(new.dtype)
 
 

@@ -25,20 +25,25 @@ MASK_PER_PAIR = 1
 # gate, up and product of the feed-forward at once.
 BACKWARD_FEED_FORWARD = 3
 
-# Cross-entropy goes through the head in chunks of tokens; a chunk holds logits, their softmax and their
-# gradient in fp32 at the same time.
-LOGITS_CHUNK_TOKENS = 1024
-LOGITS_COPIES = 3
+# Cross-entropy goes through the head in chunks of this many bytes of fp32 logits, at least so many rows; the
+# gradients of the hidden states and of the head are formed on the way. From ikirere.train.objective.
+LOGITS_CHUNK_CPU, LOGITS_CHUNK_CARD, LOGITS_LEAST_ROWS = 1 << 24, 1 << 28, 256
+# With autocast a chunk's logits and their gradient stand beside the fp32 ones in half precision.
+LOGITS_CARD_COPIES = 2
 
 # KDA keeps query, key, value, decay, their convolved forms and the two gates per token, in head widths;
 # by counting the formulas of the Kimi Linear report.
 KDA_COPIES = 11
 
-# Peak resident size of a Python process that has imported torch with distributed checkpoints, pyarrow,
-# tokenizers, transformers' configuration and rich, before any work: `resource.getrusage` on Linux, 331 MiB.
+# Resident size of a Python process that has imported torch with distributed checkpoints, pyarrow, tokenizers,
+# transformers' configuration and rich, before any work: `resource.getrusage` on Linux, 331 MiB.
 CPU_PROCESS = 331 * MB
-# Token shards and documents that are mapped or held while training, thread stacks and allocator slack.
-CPU_WORKING = 90 * MB
+# Fitted to the peaks of 13 short runs of ikirere.train.loop on two cores, 1 to 12 million weights, 1k to 8k
+# tokens per step (largest error 10%): thread stacks and buffers; what the C library's heap loses between
+# tensors that live for a step; copies of weights and moments while the optimiser works and a checkpoint is written.
+CPU_WORKING = 37 * MB
+CPU_HEAP = 1.19
+CPU_STATE = 1.33
 # CUDA context, cuBLAS and NCCL workspaces of one process on a card.
 CARD_CONTEXT = 1200 * MB
 # Caching allocators round and split blocks; share added to weights, optimiser and activations on a card.

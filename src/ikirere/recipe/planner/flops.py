@@ -102,7 +102,8 @@ def stages(recipe: Recipe) -> list[Work]:
     if recipe.dpo is not None and "dpo" in recipe.stages:
         d = recipe.dpo
         tokens = d.steps * d.batch_size * d.sequence_length * 2  # chosen and rejected
-        train = training_per_token(recipe.model, d.sequence_length)
-        reference = forward_per_token(recipe.model, d.sequence_length)
-        result.append(Work("dpo", tokens, tokens * (train + reference)))
+        asked = (d.pairs + d.heldout_pairs) * d.sequence_length * 2  # by the reference, once
+        train = tokens * training_per_token(recipe.model, d.sequence_length)
+        reference = asked * forward_per_token(recipe.model, d.sequence_length)
+        result.append(Work("dpo", tokens, train + reference))
     return result

@@ -123,7 +123,7 @@ def fits(f: Facts) -> Iterator[Finding]:
             ("hardware.device", worst.where.replace("pretrain/", "pretrain.phases.")),
             f"weights {gb(worst.weights)} + gradients {gb(worst.gradients)} + optimiser {gb(worst.optimizer)} + "
             f"activations {gb(worst.activations)} + logits {gb(worst.logits)} + rest "
-            f"{gb(worst.process + worst.reference)} = {gb(worst.total)} GB, {f.device.name} has "
+            f"{gb(worst.process)} = {gb(worst.total)} GB, {f.device.name} has "
             f"{gb(f.device.memory)} GB",
         )
     served = f.counts.total * constants.HALF + f.cache.total

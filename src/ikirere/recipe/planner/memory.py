@@ -14,7 +14,8 @@ from ikirere.recipe.sections import Optimizer, Training
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on one device while a stage trains; `where` is the stage or phase that needs most."""
+    """Bytes on one device while a stage or phase trains. The reference of DPO is asked before training begins,
+    so no second model is held."""
 
     where: str
     process: float
@@ -23,11 +24,10 @@ class Memory:
     optimizer: float
     activations: float
     logits: float
-    reference: float = 0.0
 
     @property
     def total(self) -> float:
-        parts = (self.weights, self.gradients, self.optimizer, self.activations, self.logits, self.reference)
+        parts = (self.weights, self.gradients, self.optimizer, self.activations, self.logits)
         return self.process + sum(parts)
 
 
@@ -90,13 +90,17 @@ def activation_bytes(
 
     widest = max(bytes_of(name) for name in names)
     backward = half * c.BACKWARD_FEED_FORWARD * m.intermediate_size
-    if checkpointing:  # each layer's input, and one layer opened again
-        return tokens * (len(names) * c.FP32 * m.hidden_size + widest + backward)
+    if checkpointing:  # each layer's input, one layer opened again, and the one before it not yet freed
+        return tokens * (len(names) * c.FP32 * m.hidden_size + 2 * widest + backward)
     return tokens * (sum(bytes_of(name) for name in names) + backward)
 
 
-def logits_bytes(m: Model, tokens: int) -> float:
-    return min(tokens, c.LOGITS_CHUNK_TOKENS) * m.vocab_size * c.FP32 * c.LOGITS_COPIES
+def logits_bytes(m: Model, tokens: int, cpu: bool) -> float:
+    """One chunk of logits, and the gradients of the hidden states and of the head."""
+    chunk = c.LOGITS_CHUNK_CPU if cpu else c.LOGITS_CHUNK_CARD
+    rows = min(tokens, max(c.LOGITS_LEAST_ROWS, chunk // (c.FP32 * m.vocab_size)))
+    copies = c.FP32 if cpu else c.FP32 + c.LOGITS_CARD_COPIES * c.HALF
+    return rows * m.vocab_size * copies + (tokens + m.vocab_size) * m.hidden_size * c.FP32
 
 
 def _weights(counts: Counts, precision: str) -> float:
@@ -114,7 +118,6 @@ def _training(
     sequences: int,
     pattern: str | None = None,
     context_parallel: int = 1,
-    reference: float = 0.0,
 ) -> Memory:
     precision = working_precision(recipe, training)
     share = recipe.hardware.count if training.parallel == "fsdp" else 1
@@ -139,11 +142,12 @@ def _training(
         "gradients": counts.total * c.FP32 / share,
         "optimizer": optimizer_bytes(counts, training.optimizer) / share,
         "activations": activations,
-        "logits": logits_bytes(recipe.model, tokens),
-        "reference": reference,
+        "logits": logits_bytes(recipe.model, tokens, device.is_cpu),
     }
     if device.is_cpu:
-        return Memory(where, c.CPU_PROCESS + c.CPU_WORKING, **parts)
+        state = parts["weights"] + parts["gradients"] + parts["optimizer"]
+        slack = (c.CPU_HEAP - 1) * activations + (c.CPU_STATE - 1) * state
+        return Memory(where, c.CPU_PROCESS + c.CPU_WORKING + slack, **parts)
     slack = c.CARD_FRAGMENTATION * sum(parts.values())
     return Memory(where, c.CARD_CONTEXT + slack, **parts)
 
@@ -177,20 +181,9 @@ def training_memory(recipe: Recipe, device: Device) -> list[Memory]:
     if recipe.dpo is not None and "dpo" in recipe.stages:
         d = recipe.dpo
         pairs = max(1, d.batch_size // devices)
-        on_card = d.reference_device == "same"
-        reference = _reference(recipe, counts) if on_card else 0.0
         micro = d.model_copy(update={"micro_batch_size": 2 * (d.micro_batch_size or pairs)})
-        result.append(
-            _training(recipe, device, "dpo", micro, counts, d.sequence_length, 2 * pairs, reference=reference)
-        )
+        result.append(_training(recipe, device, "dpo", micro, counts, d.sequence_length, 2 * pairs))
     return result
-
-
-def _reference(recipe: Recipe, counts: Counts) -> float:
-    """The frozen model that DPO compares with."""
-    assert recipe.dpo is not None
-    wide = c.FP32 if working_precision(recipe, recipe.dpo) == "fp32" else c.HALF
-    return counts.total * wide
 
 
 def cache_memory(recipe: Recipe) -> Cache:

@@ -83,7 +83,6 @@ _COLUMNS = {
     "optimizer": "optimiser",
     "activations": "kept",
     "logits": "logits",
-    "reference": "reference",
 }
 
 
