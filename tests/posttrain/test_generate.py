@@ -60,7 +60,7 @@ def test_rows_have_the_standard_form(kind: str, rows: dict[tuple[str, str], list
         assert len(found) == count if split == "train" else len(found) >= 20
         for row in found:
             roles = [m["role"] for m in prompt_of(row)]
-            assert roles[-1] == "user" and set(roles) <= {"user", "assistant"}
+            assert roles[-1] == "user" and set(roles) <= {"user", "assistant", "tool"}
             after = [m["role"] for m in row["messages"][len(roles) :]]
             assert after == (["assistant", "tool", "assistant"] if row["expects_tool"] else ["assistant"])
             assert (row["expects_tool"] is None) == (row["expects_arguments"] is None)
@@ -162,6 +162,12 @@ def test_direct_rows_offer_no_tool_and_are_right(rows: dict[tuple[str, str], lis
     for row in rows["direct", "train"]:
         assert row["tools"] is None and row["expects_tool"] is None
         assert re.fullmatch(r"-?\d+\.", row["messages"][-1]["content"])
+
+
+def test_some_training_conversations_go_on(rows: dict[tuple[str, str], list[Row]]) -> None:
+    before = [len(prompt_of(r)) for kind in KINDS for r in rows[kind, "train"]]
+    assert 0.01 < sum(n > 1 for n in before) / len(before) < 0.15 and max(before) == 5
+    assert all(len(prompt_of(r)) == 1 for kind in KINDS for r in rows[kind, "heldout"])
 
 
 def test_the_same_seed_gives_the_same_rows(documents: dict[str, Any]) -> None:

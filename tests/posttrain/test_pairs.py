@@ -149,7 +149,7 @@ def test_encoding_keeps_the_prompt_and_both_answers(tokenizer: Tokenizer, rows: 
 
 def test_wrong_pairs_are_named(tokenizer: Tokenizer, rows: list[Row], tmp_path: Path) -> None:
     pair = made_pairs(rows, 1, 1)[0]
-    with pytest.raises(UserError, match="p1.*same"):
+    with pytest.raises(UserError, match=r"p1.*same"):
         encode_pair(tokenizer, {**pair, "rejected": pair["chosen"]}, "p1")
     with pytest.raises(UserError, match="p2, rejected"):
         encode_pair(tokenizer, {**pair, "rejected": [{"role": "king", "content": "x"}]}, "p2")

@@ -20,6 +20,7 @@ from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_pretrained, save_pretrained
 from ikirere.posttrain import measures, onpolicy
 from ikirere.posttrain import stage as stages
+from ikirere.posttrain.generate import KINDS
 from ikirere.posttrain.stage import DpoStage, SftStage
 from ikirere.programme.measure import measure, read_rows
 from ikirere.programme.stage import StageContext, StageResult
@@ -128,7 +129,7 @@ def test_sft_leaves_a_model_and_its_figures(run: Path, sft: StageResult) -> None
         "tokens_per_second",
     } <= set(found)
     rows = read_rows(run / "sft" / "rows-train.jsonl")
-    assert len(rows) == 60 and {r["kind"] for r in rows} == set(stages.shares({k: 1.0 for k in ("calculator", "units", "strings", "documents", "chat", "direct")}, 6))  # fmt: skip
+    assert len(rows) == 60 and {r["kind"] for r in rows} == set(KINDS)
     model, tokenizer, _ = load_run_model(run / "sft")
     assert isinstance(tokenizer, Tokenizer) and model.config.vocab_size == 512
     before = load_pretrained(run / "pretrain" / "model")

@@ -14,12 +14,12 @@ from ikirere.recipe.load import dump, load_recipe, parse_recipe, to_plain
 from ikirere.recipe.yamlio import dump_yaml, parse
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-DEMO = RECIPES / "demo.yaml"
+SMALL = Path(__file__).with_name("small.yaml")
 FULL = ["demo", "irm-2b", "nanollama-1b", "smol-100m-kda", "smol-100m-trm", "modern-lm"]
 ALL = sorted(RECIPES.rglob("*.yaml"))
 
 
-def refused(*overrides: str, path: Path = DEMO) -> list[str]:
+def refused(*overrides: str, path: Path = SMALL) -> list[str]:
     """The lines of the refusal."""
     with pytest.raises(UserError) as caught:
         load_recipe(path, list(overrides))
@@ -57,7 +57,7 @@ def test_every_key_has_a_comment(path: Path) -> None:
 
 def test_overrides_set_scalars_lists_and_new_keys() -> None:
     recipe = load_recipe(
-        DEMO,
+        SMALL,
         [
             "pretrain.phases.0.steps=50",
             "seed=3",
@@ -125,7 +125,7 @@ def test_a_mistake_is_one_line_with_key_and_accepted_values(override: str, key: 
 
 
 def test_several_mistakes_are_several_lines_with_their_places(tmp_path: Path) -> None:
-    text = DEMO.read_text(encoding="utf-8").replace("hidden_size: 256", "hiden_size: 256")
+    text = SMALL.read_text(encoding="utf-8").replace("hidden_size: 256", "hiden_size: 256")
     lines = refused("seed=x", "dpo.beta=0", path=write(tmp_path, text))
     number = text[: text.index("hiden_size")].count("\n") + 1
     assert len(lines) == 4
@@ -172,10 +172,10 @@ def test_missing_folder_and_binary_files(tmp_path: Path) -> None:
 
 
 def test_extends_merges_mappings_replaces_lists_and_takes_away(tmp_path: Path) -> None:
-    text = f"extends: {DEMO}\nname: other\nmodel: {{hidden_size: 128}}\ndpo: null\n"
+    text = f"extends: {SMALL}\nname: other\nmodel: {{hidden_size: 128}}\ndpo: null\n"
     text += "stages: [data, tokenizer]\ngates: null\n"
     recipe = load_recipe(write(tmp_path, text))
-    base = load_recipe(DEMO)
+    base = load_recipe(SMALL)
     assert recipe.name == "other"
     assert recipe.model == base.model.model_copy(update={"hidden_size": 128})
     assert recipe.stages == ("data", "tokenizer")
@@ -185,7 +185,7 @@ def test_extends_merges_mappings_replaces_lists_and_takes_away(tmp_path: Path) -
 
 
 def test_mistakes_below_extends_name_the_file_that_made_them(tmp_path: Path) -> None:
-    path = write(tmp_path, f"extends: {DEMO}\nmodel:\n  hidden_size: no\n")
+    path = write(tmp_path, f"extends: {SMALL}\nmodel:\n  hidden_size: no\n")
     assert refused(path=path)[0].startswith(f"{path}:3: model.hidden_size: got 'no'")
 
 
@@ -239,7 +239,7 @@ json_trees = st.recursive(
 def test_dump_then_load_gives_an_equal_recipe(
     description: str, seed: int, lr: float, steps: int, planned: dict[str, object], notes: list[str]
 ) -> None:
-    values = to_plain(load_recipe(DEMO))
+    values = to_plain(load_recipe(SMALL))
     values |= {"description": description, "seed": seed, "planned": {"report": planned}}
     values["pretrain"]["optimizer"]["lr"] = lr
     values["pretrain"]["phases"][0]["steps"] = steps

@@ -22,7 +22,7 @@ from ikirere.recipe.planner.memory import layer_elements
 from ikirere.recipe.schema import Model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-DEMO = RECIPES / "demo.yaml"
+SMALL = Path(__file__).with_name("small.yaml")
 NANO = RECIPES / "nanollama-1b.yaml"
 ALL = sorted(RECIPES.rglob("*.yaml"))
 
@@ -126,7 +126,7 @@ def test_operations_equal_those_that_torch_counts() -> None:
     """torch counts the whole attention square, so the causal half is added back."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    model = load_recipe(DEMO).model.model_copy(update={"num_hidden_layers": 2})
+    model = load_recipe(SMALL).model.model_copy(update={"num_hidden_layers": 2})
     length = 32
     decoder = Decoder(ModelConfig.from_recipe(model))
     with (
@@ -156,7 +156,9 @@ def test_windows_and_summaries_cost_less_than_full_attention() -> None:
 @pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("packed", [False, True])
 def test_kept_activations_equal_what_autograd_saves(qk_norm: bool, packed: bool) -> None:
-    model = load_recipe(DEMO).model.model_copy(update={"qk_norm": qk_norm, "hidden_size": 64, "head_dim": 16})
+    model = load_recipe(SMALL).model.model_copy(
+        update={"qk_norm": qk_norm, "hidden_size": 64, "head_dim": 16}
+    )
     length, batch = 48, 2
 
     def saved(depth: int) -> int:
@@ -187,7 +189,7 @@ def test_memory_follows_sharding_precision_and_optimiser() -> None:
     assert one.gradients == 4 * weights
     assert one.optimizer == 8 * weights
     assert (two.weights, two.gradients, two.optimizer) == (3 * weights, 2 * weights, 4 * weights)
-    demo = planned(DEMO)
+    demo = planned(SMALL)
     moments = demo.memory[0].optimizer
     assert moments == 8 * demo.counts.total - 4 * demo.counts.hidden_2d  # Muon keeps one momentum
     plain = planned(NANO, "pretrain.activation_checkpointing=false").memory[0]
@@ -285,20 +287,31 @@ def test_grids_need_no_gpt2_vocabulary() -> None:
     ],
 )  # fmt: skip
 def test_each_rule_finds_its_contradiction(rule: str, overrides: list[str], says: str) -> None:
-    bad = found(DEMO, *overrides)
+    bad = found(SMALL, *overrides)
     if says:
         assert any(says in text for text in bad[rule]), bad
     else:  # fp32 runs on a T4
         assert rule not in bad
 
 
+def test_heads_that_do_not_divide_are_found_in_recipes_made_without_reading() -> None:
+    """Reading refuses them already; copies made in Python are not checked."""
+    recipe = load_recipe(SMALL)
+    model = recipe.model.model_copy(
+        update={"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": None}
+    )
+    bad = plan(recipe.model_copy(update={"model": model})).contradictions
+    texts = [f.text for f in bad if f.rule == "heads"]
+    assert texts == ["3 = 1 x 2 + 1: groups are unequal", "256 / 3 = 85.33 is no whole head"]
+
+
 def test_small_differences_are_no_contradictions() -> None:
     near = ["stated.parameters=5.2e6", "stated.tokens=1.7e6", "stated.checkpoints={step_100: 4e5}"]
-    assert found(DEMO, *near) == {}
+    assert found(SMALL, *near) == {}
 
 
 def test_mixtures_that_do_not_sum_to_one_are_a_note() -> None:
-    made = planned(DEMO, "pretrain.phases.0.mixture={code: 3, docs: 1}")
+    made = planned(SMALL, "pretrain.phases.0.mixture={code: 3, docs: 1}")
     assert made.contradictions == ()
     assert [f.rule for f in made.notes] == ["mixtures"]
     assert "3 + 1 = 4" in made.notes[0].text
@@ -330,9 +343,9 @@ def source(text: str) -> str:
 )
 def test_evaluation_sets_inside_sources(hub: str, evaluated: str, certain: bool | None) -> None:
     overrides = [source(hub), "pretrain.phases.0.mixture={code: 1}", f"data.evaluation_sets=['{evaluated}']"]
-    leaks = find_leaks(load_recipe(DEMO, overrides))
+    leaks = find_leaks(load_recipe(SMALL, overrides))
     assert [leak.certain for leak in leaks] == ([] if certain is None else [certain])
-    contradictions = found(DEMO, *overrides)
+    contradictions = found(SMALL, *overrides)
     assert ("leaks" in contradictions) == (certain is True)
 
 
@@ -345,9 +358,9 @@ def test_a_mirrors_files_are_looked_at(tmp_path: Path, monkeypatch: pytest.Monke
         "data.evaluation_sets=['wikitext2:validation']",
     ]
     monkeypatch.delenv("IKIRERE_DATA", raising=False)
-    assert "leaks" not in found(DEMO, *overrides)
+    assert "leaks" not in found(SMALL, *overrides)
     monkeypatch.setenv("IKIRERE_DATA", str(tmp_path))
-    assert "data.sources.0.mirror" in found(DEMO, *overrides)["leaks"][0]
+    assert "data.sources.0.mirror" in found(SMALL, *overrides)["leaks"][0]
 
 
 def test_unknown_devices_are_refused_with_the_known_ones() -> None:
@@ -355,4 +368,4 @@ def test_unknown_devices_are_refused_with_the_known_ones() -> None:
         UserError,
         match=r"hardware.device: no device 'h100' \(did you mean h100-pcie-80gb or h100-80gb\?\); known: cpu, ",
     ):
-        planned(DEMO, "hardware.device=h100")
+        planned(SMALL, "hardware.device=h100")

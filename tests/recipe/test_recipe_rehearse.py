@@ -165,7 +165,9 @@ def test_changes_are_exactly_the_differences() -> None:
 
 def test_a_small_model_keeps_its_shape_and_steps_only_shrink() -> None:
     overrides = ["model.hidden_size=64", "model.num_hidden_layers=2", "model.intermediate_size=128"]
-    full = load_recipe(RECIPES / "demo.yaml", [*overrides, "pretrain.phases.0.steps=30", "sft.steps=5"])
+    full = load_recipe(
+        Path(__file__).with_name("small.yaml"), [*overrides, "pretrain.phases.0.steps=30", "sft.steps=5"]
+    )
     small = shrink(full)
     assert (small.model.hidden_size, small.model.num_hidden_layers) == (64, 2)
     assert small.pretrain.steps == 30

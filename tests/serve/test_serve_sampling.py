@@ -50,7 +50,7 @@ rows = st.builds(
     top_k=st.integers(0, 12),
     top_p=st.sampled_from([0.1, 0.5, 0.9, 1.0]),
     uniform=st.floats(0, 0.999),
-    banned=st.lists(st.integers(0, 9), max_size=4),
+    banned=st.lists(st.integers(0, 9), max_size=4).map(tuple),
     bias=st.dictionaries(st.integers(0, 9), st.floats(-5, 5), max_size=3),
 )
 

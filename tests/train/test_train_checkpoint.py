@@ -74,6 +74,8 @@ def test_any_changed_byte_or_cut_is_found(data: st.DataObject) -> None:
         (path / name).write_bytes(broken)
         found = checkpoint.latest_valid(folder, lines.append)
     finally:
+        if not path.exists():
+            path.with_name(f"{path.name}.refused").rename(path)
         (path / name).write_bytes(whole)
     if not lines:  # only white space in files.json may change unseen, and then nothing is lost
         assert name == "files.json" and json.loads(broken) == json.loads(whole)
@@ -104,6 +106,14 @@ def test_missing_and_extra_files_are_named(tmp_path: Path) -> None:
     assert checkpoint.latest_valid(tmp_path, lines.append) == one
     assert "step-000003" in lines[0] and "state-0.json" in lines[0]
     assert "step-000002" in lines[1] and "stranger" in lines[1]
+
+
+def test_a_refused_one_does_not_count_among_those_kept(tmp_path: Path) -> None:
+    *_, last = saved(tmp_path, 4, 8, 12, keep=2)
+    (last / "state-0.json").write_text("{}")
+    assert checkpoint.latest_valid(tmp_path) == tmp_path / "step-000008"
+    saved(tmp_path, 9, 10, keep=1)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000010", "step-000012.refused"]
 
 
 def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:

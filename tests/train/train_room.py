@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ SETTINGS: dict[str, Any] = {
     "every": 4,
     "kill_step": -1,  # kills itself when this step's batch is asked for
     "kill_save": "",  # kills itself while writing a checkpoint: WHEN:STEP, when: seal, swap or prune
+    "kill_after": 0.0,  # kills itself so many seconds after training began
     "micro": 0,
     "mode": "none",
     "rows": 8,
@@ -178,9 +180,11 @@ def main(arguments: list[str]) -> None:
         when, at = chosen["kill_save"].split(":")
         _kill_while_saving(when, int(at))
     model = small_model()
+    if chosen["kill_after"]:
+        threading.Timer(chosen["kill_after"], _kill).start()
     run(folder, model, source=source, **chosen)
     weights = whole_weights(model)
-    if rank == 0:
+    if rank == 0 and not chosen["kill_after"]:
         (folder / "weights").write_text(fingerprint(weights))
 
 

@@ -47,7 +47,7 @@ class EvaluateStage:
         return {
             "evaluate": recipe.evaluate.model_dump(mode="json"),
             "bytes": recipe.pretrain.evaluate_bytes,
-            "sequence_length": recipe.pretrain.phases[-1].sequence_length,
+            "sequence_length": _window(recipe),
             "device": recipe.hardware.device,
         }
 
@@ -72,6 +72,11 @@ class EvaluateStage:
         _questions(context, model, tokenizer, result)
         _bits(context, model, tokenizer, result)
         return result
+
+
+def _window(recipe: Recipe) -> int:
+    """Tokens seen at once for bits per byte: as in pretraining, so that the figures can be compared."""
+    return max(phase.sequence_length for phase in recipe.pretrain.phases)
 
 
 def _model_folder(context: StageContext) -> Path:
@@ -206,7 +211,7 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
         for (domain, split), shard in sorted(shards.items())
         if split == "heldout" and len(shard)
     }
-    length = context.recipe.pretrain.phases[-1].sequence_length
+    length = _window(context.recipe)
     rows: list[dict[str, Any]] = []
     with context.progress("bits per byte", len(heldout), "domains") as bar:
         for domain, shard in heldout.items():

@@ -77,7 +77,7 @@ def _request(
         temperature=settings.temperature,
         seed=seed,
         execute_tools=frozenset(tool["function"]["name"] for tool in tools or ()),
-        max_tool_calls=4 if with_tools else 0,
+        max_tool_calls=4 if tools else 0,  # where none is offered none can be called
     )
 
 

@@ -18,7 +18,6 @@ from ikirere.serve.engine import Engine
 from ikirere.serve.request import Completion, Request
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.chat import render
-from ikirere.tools.registry import TOOLS
 from ikirere.train.objective import sequence_logprobs
 
 LONGEST = 128  # tokens that the model may write in answer to one question
@@ -95,7 +94,10 @@ def play(
     for row in rows:
         prompt = render(tokenizer, prompt_of(row), row.get("tools"), add_generation_prompt=True).ids
         if len(prompt) + 8 < engine.capacity:
-            requests.append(Request(prompt, LONGEST, execute_tools=frozenset(TOOLS)))
+            offered = frozenset(tool["function"]["name"] for tool in row.get("tools") or ())
+            requests.append(
+                Request(prompt, LONGEST, execute_tools=offered, max_tool_calls=4 if offered else 0)
+            )
             kept.append(row)
     results = []
     for row, completion in zip(kept, engine.generate(requests, on_done)):

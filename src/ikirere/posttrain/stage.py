@@ -35,7 +35,7 @@ PAIRS, HELDOUT_PAIRS = "pairs.jsonl", "pairs-heldout.jsonl"
 HELDOUT_PER_KIND = 60  # conversations for the held-out loss and the held-out pairs
 SAMPLES_PER_KIND = 3
 PLAYED_PER_KIND = 8  # held-out questions answered before and after preference optimisation
-SLOTS = 32
+SLOTS, CONTEXT = 32, 1024  # of the engine that answers questions: generated ones are short
 
 
 def _python() -> str:
@@ -99,6 +99,7 @@ def _speed(summary: TrainSummary) -> dict[str, float]:
     return {
         "tokens": summary.tokens,
         "tokens_per_second": summary.tokens_per_second,
+        "train_seconds": summary.seconds,
         "peak_memory_bytes": summary.peak_rss_bytes,
         "final_loss": summary.final_loss,
     }
@@ -109,6 +110,10 @@ def _save(context: StageContext, model: Decoder, tokenizer: Tokenizer) -> str:
     save_pretrained(model, context.folder / "model", ids)
     tokenizer.save(context.folder / "model")
     return "model"
+
+
+def _engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
+    return Engine(model, tokenizer, SLOTS, min(CONTEXT, model.config.max_position_embeddings))
 
 
 def _play(
@@ -122,7 +127,7 @@ class SftStage:
     """Fine-tunes the pretrained model on conversations.
 
     Artifacts: model/, rows-train.jsonl, rows-heldout.jsonl, log.jsonl, losses.jsonl (one row per held-out
-    conversation), samples.jsonl (held-out questions played with tools), summary.jsonl. Metrics: heldout_loss and
+    conversation), samples.jsonl (held-out questions played with tools), training.jsonl. Metrics: heldout_loss and
     heldout_loss/<kind> (nats per trained token), tokens, tokens_per_second, peak_memory_bytes, final_loss.
     """
 
@@ -156,16 +161,16 @@ class SftStage:
         )
         key = fingerprint(config.model_dump(mode="json"), source.fingerprint)
         summary = _train(context, model, source, CrossEntropy(), config, config.steps, key)
-        artifacts = [_save(context, model, tokenizer), TRAIN, HELDOUT, "log.jsonl", "summary.jsonl"]
+        artifacts = [_save(context, model, tokenizer), TRAIN, HELDOUT, "log.jsonl", "training.jsonl"]
         kept = encode_all(tokenizer, heldout, config.sequence_length, context.say)
         losses = measures.heldout_losses(model, heldout, kept, tokenizer.pad)
         artifacts.append(context.write_rows("losses.jsonl", losses))
-        engine = Engine(model, tokenizer, SLOTS)
+        engine = _engine(model, tokenizer)
         samples = _play(context, engine, tokenizer, _some(heldout, SAMPLES_PER_KIND))
         engine.close()
         artifacts.append(context.write_rows("samples.jsonl", samples))
         metrics = _by_kind(context, "losses.jsonl", losses)
-        return StageResult(metrics + _scalars(context, "summary.jsonl", _speed(summary)), artifacts)
+        return StageResult(metrics + _scalars(context, "training.jsonl", _speed(summary)), artifacts)
 
     def _rows(self, context: StageContext, config: Sft, tokenizer: Tokenizer) -> tuple[list[Row], list[Row]]:
         """Training and held-out conversations, written to the folder."""
@@ -192,7 +197,7 @@ class DpoStage:
     """Prefers right, short and well-tooled answers, against the frozen SFT model.
 
     Artifacts: model/, pairs.jsonl, pairs-heldout.jsonl, log.jsonl, preferences.jsonl (one row per held-out pair),
-    losses.jsonl (one per held-out conversation), answers.jsonl (held-out questions before and after), summary.jsonl.
+    losses.jsonl (one per held-out conversation), answers.jsonl (held-out questions before and after), training.jsonl.
     Metrics: win_rate and win_rate/<reason> (implicit reward prefers the chosen answer), prefers_chosen/before and
     /after (plain log-probabilities), win_rate_uplift (their difference, paired), on_policy (share of training
     pairs), answer_tokens/before and /after, heldout_loss, tokens, tokens_per_second, peak_memory_bytes.
@@ -243,7 +248,7 @@ class DpoStage:
         objective = Preference(config.beta, config.loss, config.sft_weight)
         summary = _train(context, model, source, objective, config, config.steps, key)
 
-        artifacts = [_save(context, model, tokenizer), PAIRS, HELDOUT_PAIRS, "log.jsonl", "summary.jsonl"]
+        artifacts = [_save(context, model, tokenizer), PAIRS, HELDOUT_PAIRS, "log.jsonl", "training.jsonl"]
         results = measures.preferences(model, tests, held, reference_held, tokenizer.pad)
         artifacts.append(context.write_rows("preferences.jsonl", results))
         rows = encode_all(tokenizer, heldout, config.sequence_length, context.say)
@@ -258,7 +263,7 @@ class DpoStage:
         """Held-out questions answered by the SFT model; kept over a kill."""
         path = context.folder / "answers-before.jsonl"
         if not path.exists():
-            engine = Engine(model, tokenizer, SLOTS)
+            engine = _engine(model, tokenizer)
             context.write_rows(path.name, _play(context, engine, tokenizer, rows))
             engine.close()
         return read_rows(path)
@@ -282,9 +287,7 @@ class DpoStage:
         for file in () if heldout else config.pairs_files:
             read += read_pairs(file, context.recipe_folder, tokenizer)
         rest = max(0, wanted - len(read))
-        engine = Engine(
-            model, tokenizer, SLOTS, min(config.sequence_length, model.config.max_position_embeddings)
-        )
+        engine = _engine(model, tokenizer)
         asked = round(rest * config.on_policy)
         with context.progress("sampling pairs" + (" (held out)" if heldout else ""), asked, "pairs") as bar:
             sampled = sampled_pairs(
@@ -307,7 +310,7 @@ class DpoStage:
         rows: Sequence[Row],
         before: Sequence[Mapping[str, Any]],
     ) -> str:
-        engine = Engine(model, tokenizer, SLOTS)
+        engine = _engine(model, tokenizer)
         after = _play(context, engine, tokenizer, rows)
         engine.close()
         return context.write_rows(
@@ -335,4 +338,4 @@ class DpoStage:
             metric("answer_tokens/after", "mean", "answers.jsonl", "answer_tokens"),
             metric("heldout_loss", "ratio", "losses.jsonl", "nats", "tokens"),
         ]
-        return made + _scalars(context, "summary.jsonl", _speed(summary))
+        return made + _scalars(context, "training.jsonl", _speed(summary))

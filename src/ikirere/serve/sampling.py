@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -34,24 +35,29 @@ class RowSettings:
     top_k: int = 0
     top_p: float = 1.0
     uniform: float = 0.0
-    banned: Sequence[int] = ()
+    banned: tuple[int, ...] = ()
     bias: Mapping[int, float] = field(default_factory=dict)
+
+
+@lru_cache(maxsize=64)
+def _ban(banned: tuple[int, ...], vocabulary: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """What bans these ids when it is added to logits: [V]."""
+    mask = torch.zeros(vocabulary, dtype=dtype, device=device)
+    mask[list(banned)] = float("-inf")
+    return mask
 
 
 def constrain(logits: Tensor, rows: Sequence[RowSettings]) -> Tensor:
     """Apply each row's bans and biases to `logits` [B, V]; returns a new tensor where there are any."""
-    at: list[tuple[int, int]] = []
-    values: list[float] = []
-    for number, row in enumerate(rows):
-        for token in row.banned:
-            at.append((number, token))
-            values.append(float("-inf"))
-        for token, value in row.bias.items():
-            at.append((number, token))
-            values.append(value)
-    if not at:
+    kinds = [row.banned for row in rows]
+    if any(kinds):
+        masks = [_ban(kind, logits.shape[-1], logits.dtype, logits.device) for kind in kinds]
+        logits = logits + (masks[0] if len(set(kinds)) == 1 else torch.stack(masks))
+    biased = [(number, token) for number, row in enumerate(rows) for token in row.bias]
+    if not biased:
         return logits
-    index = torch.tensor(at, device=logits.device)
+    index = torch.tensor(biased, device=logits.device)
+    values = [value for row in rows for value in row.bias.values()]
     added = torch.tensor(values, device=logits.device, dtype=logits.dtype)
     return logits.index_put((index[:, 0], index[:, 1]), added, accumulate=True)
 

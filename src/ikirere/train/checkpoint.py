@@ -76,10 +76,15 @@ def save(
             shutil.rmtree(part, ignore_errors=True)
         raise
     if rank == 0:
-        for old in _found(folder)[:-keep]:
-            shutil.rmtree(old)
+        prune(folder, keep)
     _barrier()
     return folder / name_of(step)
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Removes all checkpoints but the newest `keep`; those set aside stay."""
+    for old in _found(folder)[:-keep]:
+        shutil.rmtree(old)
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -100,9 +105,8 @@ def latest_valid(
 ) -> Path | None:
     """The newest checkpoint whose every byte is as it was written; None where there is none.
 
-    Torn or altered ones are passed over, and those of another configuration are renamed out of the way, each
-    with a line that names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and
-    tells the others.
+    Torn and altered ones, and those of another configuration, are renamed out of the way, each with a line that
+    names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and tells the others.
     """
     found: list[Path | None] = [_latest(folder, say, config_hash) if _ranks()[0] == 0 else None]
     if _ranks()[1] > 1:
@@ -115,17 +119,23 @@ def _latest(folder: Path, say: Callable[[str], None], config_hash: str | None) -
         shutil.rmtree(leftover)
     for path in reversed(_found(folder)):
         if fault := fault_of(path):
-            say(f"checkpoint {path.name} refused: {fault}; trying the one before")
+            aside = _set_aside(path, "refused")
+            say(f"checkpoint {path.name} refused: {fault}; kept as {aside.name}, trying the one before")
             continue
         written = json.loads((path / FILES).read_bytes())["config"]
         if config_hash is not None and written != config_hash:
-            aside = path.with_name(f"{path.name}.of-{written[:8] or 'none'}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            aside = _set_aside(path, f"of-{written[:8] or 'none'}")
             say(f"checkpoint {path.name} belongs to another configuration; kept as {aside.name}, not used")
             continue
         return path
     return None
+
+
+def _set_aside(path: Path, why: str) -> Path:
+    """Out of the way of later checkpoints, whose steps it may be ahead of."""
+    aside = path.with_name(f"{path.name}.{why}")
+    shutil.rmtree(aside, ignore_errors=True)
+    return path.rename(aside)
 
 
 def fault_of(path: Path) -> str:
@@ -218,7 +228,7 @@ def _seal(part: Path, step: int, config_hash: str) -> None:
 
 
 def _swap(part: Path, final: Path) -> None:
-    """Gives the folder its name. One of that name is there only where it was refused at the start."""
+    """Gives the folder its name. One of that name is there only where Ctrl-C came right after a save."""
     shutil.rmtree(final, ignore_errors=True)
     part.rename(final)
     _sync(final.parent)

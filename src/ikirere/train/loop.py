@@ -341,4 +341,6 @@ class _Run:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         rng.restore(state["rng"])
+        if self.world.first:
+            checkpoint.prune(self.folder, self.training.keep_checkpoints)
         self.say(f"{self.hooks.label}: going on from {path.name}, step {self.done} of {self.total}")

@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from ikirere.posttrain.generate.arithmetic import problem
 from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.row import Draft, call_turns
+from ikirere.tools.calculator import calculate, show
 from ikirere.tools.registry import Call
+
+
+def exchange(material: Material) -> list[dict[str, Any]]:
+    """A whole earlier question with its call, for a conversation that goes on."""
+    asked = problem(material, (2, 3))
+    result = show(calculate(asked.expression))
+    call = Call("calculator", {"expression": asked.expression})
+    turns = call_turns(call, f"{asked.spoken}.", result)
+    final = f"It is {result}." if asked.story else f"{result}."
+    return [{"role": "user", "content": asked.question}, *turns, {"role": "assistant", "content": final}]
 
 
 def drafts(material: Material) -> Iterator[Draft]:

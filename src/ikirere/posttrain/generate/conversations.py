@@ -94,6 +94,8 @@ def _distinct(kind: str, count: int, split: Split, source: Iterator[Draft]) -> l
 def _with_history(draft: Draft, rng: random.Random, material: Material) -> Draft:
     if rng.random() >= HISTORY_SHARE:
         return draft
+    if "calculator" in draft.tools and rng.random() < 0.5:
+        return replace(draft, history=calculator.exchange(material))
     return replace(draft, history=chat.exchange(rng, material))
 
 

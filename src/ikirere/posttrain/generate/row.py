@@ -59,20 +59,26 @@ def split_of(key: str, one_in: int = HELDOUT_SHARE) -> Split:
     return "heldout" if digest(key) % one_in == 0 else "train"
 
 
+def call_turns(call: Call, reasoning: str | None, result: str) -> list[dict[str, Any]]:
+    """The assistant's call and the tool's answer."""
+    function = {"name": call.name, "arguments": dict(call.arguments)}
+    turn: dict[str, Any] = {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"type": "function", "function": function}],
+    }
+    if reasoning:
+        turn["reasoning_content"] = reasoning
+    return [turn, {"role": "tool", "name": call.name, "content": result}]
+
+
 def build(kind: str, split: Split, draft: Draft, result: str | None) -> Row:
     """The row of a draft, with the result of its call."""
     messages: list[dict[str, Any]] = [*draft.history, {"role": "user", "content": draft.question}]
     reply, answer = draft.reply, draft.answer
     if draft.call is not None:
         assert result is not None
-        call = {
-            "type": "function",
-            "function": {"name": draft.call.name, "arguments": dict(draft.call.arguments)},
-        }
-        turn: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
-        if draft.reasoning:
-            turn["reasoning_content"] = draft.reasoning
-        messages += [turn, {"role": "tool", "name": draft.call.name, "content": result}]
+        messages += call_turns(draft.call, draft.reasoning, result)
         reply, answer = reply.replace("{result}", result), result
     final: dict[str, Any] = {"role": "assistant", "content": reply}
     if draft.call is None and draft.reasoning:

@@ -21,7 +21,7 @@ CHAT_LENGTH = 384  # a conversation with tools in a small vocabulary
 MIN_STEPS, MAX_STEPS = 40, 1500
 MAX_RATE = 0.01  # highest rate of AdamW
 HELDOUT_PAIRS = 40
-EVALUATE_BYTES = 30_000  # held-out bytes per domain
+EVALUATE_BYTES = 15_000  # held-out bytes per domain, at every milestone
 
 
 def lengths(phases: tuple[Phase, ...]) -> list[int]:
