@@ -30,8 +30,9 @@ lint: $(STAMPS)/lint
 	$(VENV)/bin/mypy src
 	$(VENV)/bin/lint-imports --no-logo
 
-bench: $(STAMPS)/test
-	@for script in benchmarks/*.py; do echo "== $$script"; $(PY) $$script || exit 1; done
+bench: demo
+	$(PY) benchmarks/demo_stages.py runs/demo
+	@echo "benchmarks/README.md says how to measure beside peers"
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

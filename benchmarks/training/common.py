@@ -29,7 +29,9 @@ def arguments(description: str) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--work", type=Path, required=True, help="folder for checkpoints")
-    parser.add_argument("--peer", type=Path, default=None, help="the peer's checkout, where it has no package")
+    parser.add_argument(
+        "--peer", type=Path, default=None, help="the peer's checkout, where it has no package"
+    )
     parser.add_argument("--variant", default="", help="a named setting of the arm")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -119,12 +119,20 @@ def arms(args: argparse.Namespace) -> list[Arm]:
     if args.nanogpt:
         found.append(Arm("nanoGPT", "arm_nanogpt.py", "", args.peer_python or sys.executable, args.nanogpt))
         found.append(
-            Arm("nanoGPT, compiled", "arm_nanogpt.py", "compiled", args.peer_python or sys.executable, args.nanogpt)
+            Arm(
+                "nanoGPT, compiled",
+                "arm_nanogpt.py",
+                "compiled",
+                args.peer_python or sys.executable,
+                args.nanogpt,
+            )
         )
     if args.peer_python:
         found.append(Arm("litgpt", "arm_litgpt.py", "", args.peer_python))
         found.append(Arm("transformers Trainer", "arm_transformers.py", "", args.peer_python))
-        found.append(Arm("transformers Trainer, compiled", "arm_transformers.py", "compiled", args.peer_python))
+        found.append(
+            Arm("transformers Trainer, compiled", "arm_transformers.py", "compiled", args.peer_python)
+        )
     if args.only:
         found = [arm for arm in found if any(arm.name.startswith(name) for name in args.only)]
     return found
@@ -147,13 +155,19 @@ def table(found: list[Arm], args: argparse.Namespace) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for arm in found:
         cells = [arm.name, f"{arm.parameters:,}", *(f"{arm.rates[t]:,.0f}" for t in threads)]
-        cells += [f"{arm.start[threads[0]]:.1f}", f"{arm.bits:.3f}", f"{arm.bits_equal:.3f} ({arm.steps_equal})"]
+        cells += [
+            f"{arm.start[threads[0]]:.1f}",
+            f"{arm.bits:.3f}",
+            f"{arm.bits_equal:.3f} ({arm.steps_equal})",
+        ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", type=Path, required=True, help="tinyshakespeare's input.txt")
     parser.add_argument("--peer-python", default=None, help="python of an environment with the peers")
     parser.add_argument("--nanogpt", type=Path, default=None, help="a checkout of nanoGPT")
@@ -178,7 +192,11 @@ def main() -> None:
             arm.bits_equal = result["bits_per_byte"]
             print(f"{arm.name}: {arm.bits_equal:.3f} bits per byte at equal CPU time", flush=True)
     cpu = next(
-        (line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
         platform.processor(),
     )
     peers = versions(args.peer_python) if args.peer_python else {}

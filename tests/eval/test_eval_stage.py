@@ -58,8 +58,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "heldout"):
         pq.write_table(pa.Table.from_pylist(rows), folder / "data" / f"documents-{split}.parquet")
     tokenizer = small_tokenizer()
-    for split in ("heldout",):
-        write_shards(folder / "data" / f"documents-{split}.parquet", tokenizer, folder / "shards" / "shards")
+    write_shards(
+        {"heldout": folder / "data" / "documents-heldout.parquet"}, tokenizer, folder / "shards" / "shards"
+    )
     for stage in ("sft", "dpo"):
         save_pretrained(small_model(context=512), folder / stage / "model")
         tokenizer.save(folder / stage / "model")

@@ -72,7 +72,9 @@ def main() -> None:
     )  # fmt: skip
     model = litgpt.GPT(config)
     model.lm_head.weight = model.transformer.wte.weight
-    saved = torch.load(args.work / "litgpt" / "final" / "lit_model.pth", map_location="cpu", weights_only=False)
+    saved = torch.load(
+        args.work / "litgpt" / "final" / "lit_model.pth", map_location="cpu", weights_only=False
+    )
     model.load_state_dict(saved.get("model", saved))
     model.eval()
     parameters = sum(p.numel() for p in model.parameters())

@@ -25,7 +25,7 @@ _PERMISSIVE = """
 """
 PERMISSIVE = frozenset(_PERMISSIVE.split())
 
-# Trove classifiers by their last part (https://pypi.org/classifiers/), lower case.
+# Trove classifiers of Python packages by their last part, lower case.
 CLASSIFIERS = {
     "academic free license (afl)": "AFL-3.0",
     "apache software license": "Apache-2.0",

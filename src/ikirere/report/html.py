@@ -42,7 +42,7 @@ def cards(run: Run) -> list[dict[str, str]]:
     if evaluate and (without := evaluate.metrics.get("answer_without_tool/calculator")):
         add("the same without the tool", percent(without).split(" ")[0])
     seconds = [stage.seconds for stage in run.stages.values() if stage.seconds is not None]
-    add("for the whole programme", duration(sum(seconds)) if seconds else None)
+    add("minutes, the whole programme", duration(sum(seconds)) if seconds else None)
     memory = [stage.peak_rss for stage in run.stages.values() if stage.peak_rss]
     add("peak memory", size(max(memory)) if memory else None)
     return found

@@ -70,8 +70,8 @@ def size(bytes_: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Minutes and seconds."""
+    """Seconds below a minute, then minutes:seconds."""
     if seconds is None:
         return NOT_MEASURED
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
+    return f"{minutes}:{rest:02d}" if minutes else f"{seconds:.1f} s"

@@ -47,6 +47,10 @@ class Rope(nn.Module):
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _fill(self) -> None:
+        if self.cos.is_meta:  # shapes only: arithmetic on the meta device makes torch load its compiler, seconds
+            shape = (self.positions, self.head_dim // 2)
+            self.cos, self.sin = torch.empty(shape, device="meta"), torch.empty(shape, device="meta")
+            return
         self.cos, self.sin = rope_table(self.head_dim, self.positions, self.theta, self.cos.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:

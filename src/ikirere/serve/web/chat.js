@@ -2,9 +2,9 @@
 const SETTINGS = __SETTINGS__;
 const EXAMPLES = [
   "What is 4821 * 37?",
-  "A box holds 24 pens. How many pens are in 135 boxes?",
-  "How many letters are in the word 'environment'?",
-  "How many metres are 12 kilometres?",
+  "Convert 12 kilometres to metres.",
+  "Spell 'environment' backwards.",
+  "What does len do?",
 ];
 const $ = (id) => document.getElementById(id);
 const log = $("log"), form = $("form"), input = $("input"), send = $("send"), state = $("state");
@@ -103,6 +103,9 @@ class Answer {
     const card = this.place(toolCard({ name: call.function.name, arguments: values }));
     card.querySelector(".head span").textContent = "not run: the server has no such tool";
   }
+  forget() {
+    if (!this.root.querySelector(".note")) this.place(element("div", "note", "The context is full: the oldest messages are forgotten."));
+  }
   fail(message) {
     this.place(element("div", "error", message));
   }
@@ -133,14 +136,26 @@ async function* events(response) {
   }
 }
 
+// Send the conversation; where it is longer than the context, without its oldest exchanges.
+async function request(answer, signal) {
+  for (;;) {
+    const body = {
+      model: SETTINGS.model, messages: history, stream: true, stream_options: { include_usage: true },
+      tool_choice: $("tools")?.checked ? "auto" : "none",
+    };
+    const headers = { "Content-Type": "application/json" };
+    const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
+    if (response.ok) return response;
+    const { error } = await response.json();
+    const next = history.findIndex((message, place) => place > 0 && message.role === "user");
+    if (error.code !== "context_length_exceeded" || next < 0) throw new Error(error.message);
+    history.splice(0, next);
+    answer.forget();
+  }
+}
+
 async function ask(answer, signal) {
-  const body = {
-    model: SETTINGS.model, messages: history, stream: true, stream_options: { include_usage: true },
-    tool_choice: $("tools")?.checked ? "auto" : "none",
-  };
-  const headers = { "Content-Type": "application/json" };
-  const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
-  if (!response.ok) throw new Error((await response.json()).error.message);
+  const response = await request(answer, signal);
   let tokens = 0, reason = "", trace = null;
   for await (const chunk of events(response)) {
     if (chunk.error) throw new Error(chunk.error.message);
@@ -178,8 +193,8 @@ async function say(text) {
   mine.append(element("div", "", text));
   log.append(mine);
   const answer = new Answer();
-  const before = history.length;
-  history.push({ role: "user", content: text });
+  const question = { role: "user", content: text };
+  history.push(question);
   setBusy(new AbortController());
   follow(true);
   try {
@@ -190,7 +205,7 @@ async function say(text) {
     if (!stopped) answer.fail(error.message);
     answer.finish(0, stopped ? "stopped" : "");
     if (stopped && answer.content) history.push({ role: "assistant", content: answer.content });
-    else history.length = before; // the question was not answered: it is no part of the conversation
+    else history.length = history.indexOf(question); // the question was not answered: it is no part of the conversation
     state.textContent = "ready";
   }
   setBusy(null);
