@@ -74,6 +74,7 @@ class Answer {
     log.append(this.root);
   }
   place(node) {
+    this.draw();
     this.root.insertBefore(node, this.wait);
     return node;
   }
@@ -81,7 +82,11 @@ class Answer {
     this.content += piece;
     if (this.part?.kind !== "text") this.part = { kind: "text", value: "", node: this.place(element("div", "text")) };
     this.part.value += piece;
-    setText(this.part.node, this.part.value);
+    this.stale = this.part; // drawn once per frame, however fast the tokens come
+  }
+  draw() {
+    if (this.stale) setText(this.stale.node, this.stale.value);
+    this.stale = null;
   }
   scratchpad(piece) {
     if (this.part?.kind !== "pad") {
@@ -115,6 +120,7 @@ class Answer {
     const why = { length: "cut at the length limit", stopped: "stopped" }[reason];
     const line = [rate, why].filter(Boolean).join(" · ");
     if (line) this.place(element("div", "foot", line));
+    this.draw();
     this.wait.remove();
     if (rate) state.textContent = rate.split(" · ")[0];
   }
@@ -156,7 +162,7 @@ async function request(answer, signal) {
 
 async function ask(answer, signal) {
   const response = await request(answer, signal);
-  let tokens = 0, reason = "", trace = null;
+  let tokens = 0, reason = "", trace = null, drawing = false;
   for await (const chunk of events(response)) {
     if (chunk.error) throw new Error(chunk.error.message);
     if (chunk.usage) tokens = chunk.usage.completion_tokens;
@@ -169,7 +175,10 @@ async function ask(answer, signal) {
     for (const call of delta.tool_calls || []) answer.call(call);
     reason = choice.finish_reason || reason;
     trace = choice.trace || trace;
-    follow();
+    if (!drawing) {
+      drawing = true;
+      requestAnimationFrame(() => { drawing = false; answer.draw(); follow(); });
+    }
   }
   if (trace) history.push(...trace);
   return [tokens, reason];
