@@ -1,12 +1,18 @@
-"""Every test starts from the same threads and seeds."""
+"""Every test starts from the same threads, seeds and signals."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
 import torch
 
+# The suite runs one worker per core, and tiny models lose more to waiting threads than they gain.
 torch.set_num_threads(1)
+
+# A shell that starts the suite in the background has it ignore Ctrl-C, and children inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)

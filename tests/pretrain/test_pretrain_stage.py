@@ -1,139 +1,229 @@
-"""The stage on a small corpus: phases, theta, milestones, metrics, and resuming."""
+"""The stage on real shards: phases, milestones, metrics that can be derived again, a resume."""
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+import hashlib
+import json
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
+import yaml
 
-from ikirere.data.shards import write_shards
+from ikirere.data.shards import open_shards, write_shards
 from ikirere.errors import UserError
 from ikirere.model.hub import load_pretrained
-from ikirere.pretrain.stage import PretrainStage, check_phases, theta_of
-from ikirere.programme.stage import StageContext
-from ikirere.recipe.load import load_recipe
+from ikirere.pretrain import stage as module
+from ikirere.pretrain.evaluate import bits_per_byte
+from ikirere.pretrain.stage import PretrainStage, theta_of
+from ikirere.programme.measure import measure
+from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
 
-DEMO = Path(__file__).parents[2] / "recipes" / "demo.yaml"
-OVERRIDES = [
-    "model.vocab_size=384", "tokenizer.vocab_size=384", "model.hidden_size=32", "model.num_hidden_layers=2",
-    "model.num_attention_heads=2", "model.num_key_value_heads=1", "model.intermediate_size=48",
-    "model.max_position_embeddings=64", "pretrain.compile=off", "pretrain.precision=fp32",
-    "pretrain.checkpoint_every=4", "pretrain.log_every=1",
-    "pretrain.phases=[{name: short, steps: 4, sequence_length: 16, batch_size: 2, mixture: {code: 1}},"
-    " {name: long, steps: 3, sequence_length: 32, batch_size: 1, mixture: {code: 1}, rope_theta: 50000},"
-    " {name: back, steps: 3, sequence_length: 16, batch_size: 2, mixture: {code: 1}}]",
-    "pretrain.milestones=[{name: half, step: 5}]",
-]  # fmt: skip
+ROOT = Path(__file__).parents[2]
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+TEXTS = [path.read_text(encoding="utf-8")[:3000] for path in sorted(LIBRARY.glob("[a-f]*.py"))[:30]]
+VOCAB = 400
 
 
-class Bar:
-    def advance(self, amount: float = 1, **shown: object) -> None:
-        """Nobody looks."""
+@pytest.fixture(autouse=True)
+def _thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    from ikirere.data.document import DOCUMENT_SCHEMA
-
-    root = tmp_path_factory.mktemp("inputs")
-    source = Path(theta_of.__code__.co_filename).parents[1]
-    texts = [path.read_text(encoding="utf-8") for path in sorted(source.rglob("*.py"))]
-    texts = [text for text in texts if text.strip()]
-    config = TokenizerConfig(kind="bpe", vocab_size=384)
-    (root / "tokenizer").mkdir()
-    tokenizer = train_tokenizer(texts, config, root / "tokenizer" / "tokenizer", 0)
+    """The folders of `tokenizer` and `shards`."""
+    folder = tmp_path_factory.mktemp("inputs")
+    config = TokenizerConfig(kind="bpe", vocab_size=VOCAB, train_bytes=60_000)
+    tokenizer = train_tokenizer(TEXTS, config, folder / "tokenizer" / "tokenizer", 0)
+    parts = {"train": TEXTS[:24], "heldout": TEXTS[24:]}
     files = {}
-    for split, part in (("train", texts[:20]), ("heldout", texts[20:24])):
+    for split, texts in parts.items():
         rows = [
-            dict.fromkeys(DOCUMENT_SCHEMA.names, "x") | {"id": f"{i:032x}", "text": text, "domain": "code"}
-            for i, text in enumerate(part)
+            {"id": hashlib.sha256(t.encode()).hexdigest()[:32], "text": t, "domain": ("code", "docs")[i % 2]}
+            for i, t in enumerate(texts)
         ]
-        files[split] = root / f"documents-{split}.parquet"
-        pq.write_table(pa.Table.from_pylist(rows, schema=DOCUMENT_SCHEMA), files[split])
-    write_shards(files, tokenizer, root / "shards" / "shards", lambda amount: None)
-    return {"tokenizer": root / "tokenizer", "shards": root / "shards"}
+        files[split] = folder / f"{split}.parquet"
+        pq.write_table(pa.Table.from_pylist(rows), files[split])
+    write_shards(files, tokenizer, folder / "shards" / "shards")
+    return {"tokenizer": folder / "tokenizer", "shards": folder / "shards"}
 
 
-def _recipe(*more: str) -> Recipe:
-    return load_recipe(DEMO, [*OVERRIDES, *more])
+def recipe(**pretrain: Any) -> Recipe:
+    tree = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    tree["tokenizer"]["vocab_size"] = VOCAB
+    tree["gates"] = {}
+    tree["model"] |= {
+        "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64, "head_dim": 16,
+    }  # fmt: skip
+    mixture = {"code": 0.5, "docs": 0.5}
+    tree["pretrain"] |= {
+        "phases": [
+            {"name": "short", "steps": 8, "sequence_length": 32, "batch_size": 8, "mixture": mixture},
+            {"name": "long", "steps": 6, "sequence_length": 64, "batch_size": 4, "mixture": {"code": 1.0},
+             "rope_theta": 40000},
+        ],
+        "milestones": [{"name": "half", "step": 7}], "evaluate_every": 6, "evaluate_bytes": 4000,
+        "checkpoint_every": 5, "log_every": 2, "compile": "off", "precision": "fp32",
+    } | pretrain  # fmt: skip
+    return Recipe.model_validate(tree)
 
 
-def _context(recipe: Recipe, folder: Path, inputs: dict[str, Path], said: list[str]) -> StageContext:
+def context(folder: Path, inputs: dict[str, Path], wanted: Recipe, lines: list[str]) -> StageContext:
+    class Bar:
+        def advance(self, amount: float = 1, **shown: object) -> None:
+            pass
+
+    @contextmanager
+    def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
+        yield Bar()
+
     folder.mkdir(exist_ok=True)
-
-    def progress(label: str, total: float, unit: str) -> Any:
-        return nullcontext(Bar())
-
     return StageContext(
-        recipe=recipe, recipe_folder=folder, folder=folder, inputs=inputs, rehearsal=False,
-        progress=progress, say=said.append, track=lambda values, step: None,
-    )  # fmt: skip
+        wanted, ROOT, folder, inputs, False, progress, lines.append, lambda values, step: None
+    )
 
 
-def test_the_stage_trains_measures_and_hands_on(inputs: dict[str, Path], tmp_path: Path) -> None:
-    said: list[str] = []
-    result = PretrainStage().run(_context(_recipe(), tmp_path / "a", inputs, said))
-    metrics = {metric.name: metric.value for metric in result.metrics}
-    assert metrics["tokens"] == 4 * 32 + 3 * 32 + 3 * 32
-    for name in (
-        "bits_per_byte",
-        "bits_per_byte/code",
-        "bits_per_byte@half",
-        "perplexity",
-        "gzip9_bits_per_byte/code",
-    ):
-        assert metrics[name] > 0
-    assert metrics["bits_per_byte"] == metrics["bits_per_byte/code"] < metrics["bits_per_byte@half"]
-    assert metrics["xz9_bits_per_byte/code"] < 4
-    model = load_pretrained(tmp_path / "a" / "model")
-    assert model.config.rope_theta == 50000 and model.num_parameters() == metrics["parameters"]
-    assert Tokenizer.load(tmp_path / "a" / "model").vocab_size == 384
+def run(folder: Path, inputs: dict[str, Path], **pretrain: Any) -> StageResult:
+    return PretrainStage().run(context(folder, inputs, recipe(**pretrain), []))
 
 
-def test_a_run_that_was_cut_ends_with_the_same_weights(
-    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(scope="module")
+def done(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, StageResult]:
+    folder = tmp_path_factory.mktemp("pretrain")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return folder, run(folder, inputs)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_metrics_and_where_they_come_from(done: tuple[Path, StageResult]) -> None:
+    folder, result = done
+    metrics = {metric.name: metric for metric in result.metrics}
+    heldout = {"bits_per_byte", "bits_per_byte/code", "bits_per_byte/docs", "perplexity"}
+    assert set(metrics) == heldout | {f"{name}@half" for name in heldout} | {
+        f"{c}_bits_per_byte/{d}" for c in ("gzip9", "xz9") for d in ("code", "docs")
+    } | {
+        "parameters", "tokens", "tokens_per_second", "train_seconds", "final_loss", "peak_memory_bytes",
+        "loader_wait_fraction",
+    }  # fmt: skip
+    for metric in result.metrics:
+        given = (metric.kind, metric.raw, metric.field, metric.over, metric.where, metric.confidence)
+        assert asdict(measure(folder, metric.name, *given)) == asdict(metric)
+    assert metrics["tokens"].value == 8 * 8 * 32 + 6 * 4 * 64
+    assert metrics["bits_per_byte"].value < metrics["bits_per_byte@half"].value < 9
+    assert 0 <= metrics["loader_wait_fraction"].value < 1
+    assert 1 < metrics["gzip9_bits_per_byte/code"].value < 8
+    for artifact in result.artifacts:
+        assert (folder / artifact).exists()
+    assert sorted(p.name for p in (folder / "evaluations").iterdir()) == [
+        "step-000006.jsonl",
+        "step-000012.jsonl",
+    ]
+
+
+def test_the_model_folder_is_the_model_that_was_measured(
+    done: tuple[Path, StageResult], inputs: dict[str, Path]
 ) -> None:
-    PretrainStage().run(_context(_recipe(), tmp_path / "whole", inputs, []))
-    said: list[str] = []
-    calls = 0
-
-    def cut(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        raise RuntimeError("cut")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("ikirere.pretrain.stage.bits_per_byte", cut)
-        with pytest.raises(RuntimeError, match="cut"):
-            PretrainStage().run(_context(_recipe(), tmp_path / "cut", inputs, said))
-    assert calls == 1
-    PretrainStage().run(_context(_recipe(), tmp_path / "cut", inputs, said))
-    assert any("going on from" in line for line in said)
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
-    assert weights[0] == weights[1]
+    folder, _ = done
+    model = load_pretrained(folder / "model")
+    assert model.config.rope_theta == 40_000
+    tokenizer = Tokenizer.load(folder / "model")
+    shards = open_shards(inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
+    rows = [json.loads(line) for line in (folder / "heldout.jsonl").read_text().splitlines()]
+    again = bits_per_byte(model, shards["code", "heldout"], 4000, 64)
+    assert [row["nats"] for row in rows if row["domain"] == "code"] == pytest.approx(
+        [row["nats"] for row in again], rel=1e-5
+    )
+    samples = json.loads((folder / "samples.json").read_text())
+    assert {sample["domain"] for sample in samples} == {"code", "docs"}
+    assert all(sample["prompt"] and isinstance(sample["continuation"], str) for sample in samples)
 
 
-def test_theta_changes_at_the_phases_and_stays() -> None:
-    at = theta_of(_recipe().pretrain, 10_000.0)
-    assert [at(done) for done in (0, 3, 4, 6, 7, 9, 10)] == [1e4, 1e4, 5e4, 5e4, 5e4, 5e4, 5e4]
+def weights(folder: Path) -> str:
+    return hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
 
 
-def test_phases_that_cannot_be_run_are_named(inputs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"pretrain\.phases\.1\.sequence_length 128 .*max_position_embeddings 64"
-    ):
-        check_phases(_recipe("pretrain.phases.1.sequence_length=128"))
-    with pytest.raises(UserError, match=r"pretrain\.phases\.0\.attention"):
-        check_phases(_recipe("pretrain.phases.0.attention=window"))
-    small = _recipe("model.vocab_size=256")
-    with pytest.raises(UserError, match=r"model\.vocab_size 256"):
-        PretrainStage().run(_context(small, tmp_path / "small", inputs, []))
+@pytest.mark.parametrize("stop", [7, 13])
+def test_stopped_and_started_again_it_ends_the_same(
+    done: tuple[Path, StageResult],
+    inputs: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop: int,
+) -> None:
+    """Step 7 is in the first phase, 13 in the second, whose base must come back."""
+    loader = module.PackedLoader
+
+    class Stopping(loader):  # type: ignore[misc, valid-type]
+        def at(self, step: int) -> Any:
+            if step == stop:
+                raise RuntimeError("the power went")
+            return super().at(step)
+
+    monkeypatch.setattr(module, "PackedLoader", Stopping)
+    with pytest.raises(RuntimeError):
+        run(tmp_path, inputs)
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(module, "PackedLoader", loader)
+    run(tmp_path, inputs)
+    whole, _ = done
+    assert weights(tmp_path) == weights(whole)
+    for name in ("heldout.jsonl", "samples.json", "milestones/half.jsonl"):
+        assert (tmp_path / name).read_text() == (whole / name).read_text()
+
+
+def test_bases_of_phases() -> None:
+    phases = [
+        {"name": str(i), "steps": steps, "sequence_length": 32, "batch_size": 8, "mixture": {"code": 1},
+         "rope_theta": theta}
+        for i, (steps, theta) in enumerate([(2, None), (3, 5e4), (2, None)])
+    ]  # fmt: skip
+    at = theta_of(recipe(phases=phases, milestones=[]).pretrain, 1e4)
+    assert [at(done) for done in range(7)] == [1e4, 1e4, 5e4, 5e4, 5e4, 5e4, 5e4]
+    assert at(7) == 5e4  # a finished run
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"milestones": [{"name": "late", "step": 99}]}, r"milestones\.0\.step 99"),
+        (
+            {
+                "phases": [
+                    {"name": "x", "steps": 9, "sequence_length": 128, "batch_size": 4, "mixture": {"code": 1}}
+                ]
+            },
+            r"phases\.0\.sequence_length 128.*64",
+        ),
+    ],
+)
+def test_phases_that_cannot_be(
+    inputs: dict[str, Path], tmp_path: Path, change: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        run(tmp_path, inputs, **change)
+
+
+def test_a_vocabulary_too_small_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
+    small = recipe()
+    small = small.model_copy(update={"model": small.model.model_copy(update={"vocab_size": 300})})
+    with pytest.raises(UserError, match=r"model\.vocab_size 300 .* 400"):
+        PretrainStage().run(context(tmp_path, inputs, small, []))

@@ -164,6 +164,13 @@ def test_the_clients_tools_in_a_stream(server: Server) -> None:
     assert chunks[-1].choices[0].finish_reason == "tool_calls"
 
 
+def test_a_call_that_nobody_can_run_goes_to_the_client(server: Server) -> None:
+    chunks = list(server.chat("unknown tool", stream=True))
+    assert not any(getattr(chunk.choices[0].delta, "tool_events", None) for chunk in chunks)
+    [call] = chunks[-1].choices[0].delta.tool_calls
+    assert (call.function.name, chunks[-1].choices[0].finish_reason) == ("get_weather", "tool_calls")
+
+
 def test_tool_choice(server: Server) -> None:
     none = server.chat(QUESTION, tool_choice="none").choices[0]
     assert none.finish_reason == "stop" and "tool_events" not in (none.message.model_extra or {})

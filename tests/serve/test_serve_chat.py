@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_room import Scripted, small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.hub import save_pretrained
+from ikirere.serve import threads
 from ikirere.serve.api import listen, serve
 from ikirere.serve.chat import Conversation, visible
 from ikirere.serve.engine import Engine
@@ -139,6 +141,23 @@ def test_loading(tmp_path: Path) -> None:
     tokenizer.save(run / "dpo" / "model")
     with pytest.raises(UserError, match="do not belong together"):
         load_run_model(run)
+
+
+def test_threads_are_measured_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, count = small_model(), [4]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: count[0])
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: count.__setitem__(0, number))
+    for costs, chosen in (({1: 1.0, 4: 0.5}, 4), ({1: 1.0, 4: 0.95}, 1), ({1: 1.0, 4: 9.0}, 1)):
+        count[0] = 4
+        monkeypatch.setattr(threads, "_seconds", lambda step, costs=costs: costs[count[0]])
+        assert threads.fit_threads(model, 2) == count[0] == chosen
+    monkeypatch.undo()
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert threads.fit_threads(model, 3) in (1, 2)
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_port_in_use_is_named(tmp_path: Path) -> None:

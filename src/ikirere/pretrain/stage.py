@@ -30,12 +30,15 @@ from ikirere.train.objective import CrossEntropy
 from ikirere.train.parallel import world_of
 
 RAW, COMPRESSED, TRAINING, SAMPLES = "heldout.jsonl", "compressors.jsonl", "training.jsonl", "samples.json"
+EVALUATIONS = "evaluations"
 EVALUATION_ROWS = 8  # sequences per pass when measuring
 SAMPLE_PROMPT, SAMPLE_TOKENS, SAMPLES_PER_DOMAIN = 64, 64, 2
 
 
 class PretrainStage:
-    """Artifacts: model/ (Hugging Face folder with the tokenizer), log.jsonl, heldout.jsonl, samples.json.
+    """Artifacts: model/ (Hugging Face folder with the tokenizer), log.jsonl, heldout.jsonl, samples.json, and rows
+    like heldout.jsonl's of each milestone (milestones/<name>.jsonl) and evaluation on the way
+    (evaluations/step-<n>.jsonl).
 
     Metrics: bits_per_byte, bits_per_byte/<domain>, perplexity (per token), gzip9_ and xz9_bits_per_byte/<domain>
     of the same bytes, parameters, tokens, tokens_per_second, train_seconds, final_loss, peak_memory_bytes,
@@ -67,7 +70,8 @@ class PretrainStage:
         shards = open_shards(context.inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
         heldout = {d: s for (d, split), s in sorted(shards.items()) if split == "heldout" and len(s)}
         model = new_model(recipe)
-        key = hashlib.sha256(json.dumps(self.config(recipe), sort_keys=True).encode()).hexdigest()
+        identity = [self.config(recipe), recipe.seed, tokenizer.sha256]
+        key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         summary = _train(
             context, model, {d: s for (d, split), s in shards.items() if split == "train"}, heldout, key
         )
@@ -80,8 +84,9 @@ class PretrainStage:
         result.metrics += _heldout_metrics(context, RAW, heldout, "")
         for milestone in recipe.pretrain.milestones:
             raw = f"milestones/{milestone.name}.jsonl"
-            if (context.folder / raw).is_file():
-                result.metrics += _heldout_metrics(context, raw, heldout, f"@{milestone.name}")
+            result.metrics += _heldout_metrics(context, raw, heldout, f"@{milestone.name}")
+        if (context.folder / EVALUATIONS).is_dir():
+            result.artifacts.append(EVALUATIONS)
         result.metrics += _compressors(context, tokenizer, heldout)
         result.metrics += _training(context, model, summary)
         write_json(context.folder / SAMPLES, _samples(model, tokenizer, heldout))
@@ -101,6 +106,11 @@ def check_phases(recipe: Recipe) -> None:
             raise UserError(
                 f"pretrain.phases.{i}.attention {phase.attention!r} differs from model.layer_pattern "
                 f"{recipe.model.layer_pattern!r}; changing mixers between phases is not built"
+            )
+    for i, milestone in enumerate(recipe.pretrain.milestones):
+        if milestone.step > recipe.pretrain.steps:
+            raise UserError(
+                f"pretrain.milestones.{i}.step {milestone.step} is after the last of {recipe.pretrain.steps} steps"
             )
 
 
@@ -178,6 +188,7 @@ def _milestone(context: StageContext, heldout: dict[str, Shard], name: str) -> C
 def _tracked(context: StageContext, heldout: dict[str, Shard]) -> Callable[[int, Decoder], None]:
     def measure(step: int, model: Decoder) -> None:
         rows = _heldout_rows(context.recipe, model, heldout)
+        context.write_rows(f"{EVALUATIONS}/step-{step:06d}.jsonl", rows)
         context.track({"pretrain/bits_per_byte": _overall(rows)}, step)
 
     return measure

@@ -29,6 +29,7 @@ from ikirere.serve.page import chat_page
 from ikirere.serve.problems import ApiError, as_api_error
 from ikirere.serve.protocol import ChatRequest, CompletionRequest
 from ikirere.serve.service import Service
+from ikirere.serve.threads import fit_threads
 from ikirere.serve.worker import Ticket, Worker
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import registry
@@ -237,9 +238,11 @@ def serve(
         signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
     try:
         model, tokenizer, folder = load_run_model(path)
+        slots = slots or settings.slots
+        fit_threads(model, slots)
         name = name or model_name(folder)
         context = context or settings.context
-        app = create_app(model, tokenizer, name, slots or settings.slots, context, tools, temperature)
+        app = create_app(model, tokenizer, name, slots, context, tools, temperature)
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, lifespan="on", ws="none"
         )

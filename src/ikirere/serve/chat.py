@@ -19,6 +19,7 @@ from rich.console import Console
 from ikirere.serve.engine import Engine
 from ikirere.serve.load import load_run_model, model_name
 from ikirere.serve.request import Completion, Event, Request
+from ikirere.serve.threads import fit_threads
 from ikirere.tokenizer import chat as template
 from ikirere.tools import registry
 
@@ -120,6 +121,7 @@ def chat(
     """
     model, tokenizer, folder = load_run_model(path)
     offered = tuple(registry.TOOLS) if tools else ()
+    fit_threads(model)
     engine = Engine(model, tokenizer, slots=1)
     talk = Conversation(engine, offered, temperature, max_new_tokens)
     screen = Screen()

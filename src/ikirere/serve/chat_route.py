@@ -169,6 +169,8 @@ class _Stream:
         if event.kind == "scratchpad":
             return [_delta(self.index, {"reasoning_content": event.text})]
         if event.kind == "tool_call" and not self.for_client:
+            if "error" not in event.data and event.data["name"] not in self.service.tools:
+                return []  # nobody here runs it: it goes to the client with the last chunk
             return [_delta(self.index, {"tool_events": [{"type": "call", **event.data}]})]
         if event.kind == "tool_call" and "error" not in event.data:
             call = {"index": self.called, **client_call(event.data)}

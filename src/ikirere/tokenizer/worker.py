@@ -16,6 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,11 @@ def _run(job: str, listen: Callable[[str], None] | None) -> str:
     ) as child:
         try:
             assert child.stdin is not None and child.stderr is not None
-            child.stdin.write(job)
-            child.stdin.close()
+            # A child that ended before it read leaves a closed pipe; what it said is read below.
+            with suppress(BrokenPipeError):
+                child.stdin.write(job)
+            with suppress(BrokenPipeError):
+                child.stdin.close()
             for line in child.stderr:
                 last = line.strip() or last
                 if listen is not None:

@@ -147,7 +147,7 @@ def _training(
     if device.is_cpu:
         state = parts["weights"] + parts["gradients"] + parts["optimizer"]
         slack = (c.CPU_HEAP - 1) * activations + (c.CPU_STATE - 1) * state
-        return Memory(where, c.CPU_PROCESS + c.CPU_WORKING + slack, **parts)
+        return Memory(where, c.CPU_PROCESS + c.CPU_WORKING + c.CPU_PIPELINE + slack, **parts)
     slack = c.CARD_FRAGMENTATION * sum(parts.values())
     return Memory(where, c.CARD_CONTEXT + slack, **parts)
 
