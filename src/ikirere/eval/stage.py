@@ -10,7 +10,7 @@ import torch
 
 from ikirere.data.shards import open_shards
 from ikirere.errors import UserError
-from ikirere.eval.suites import Settings, play, samples
+from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_pretrained
 from ikirere.posttrain.generate import conversations
@@ -20,6 +20,7 @@ from ikirere.programme.files import write_json
 from ikirere.programme.measure import Metric
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
+from ikirere.serve.threads import fit_threads
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import sandbox
 
@@ -69,7 +70,12 @@ class EvaluateStage:
                 "not measured"
             )
         result = StageResult()
-        _questions(context, model, tokenizer, result)
+        before = torch.get_num_threads()
+        try:
+            fit_threads(model, SLOTS)
+            _questions(context, model, tokenizer, result)
+        finally:
+            torch.set_num_threads(before)
         _bits(context, model, tokenizer, result)
         return result
 
