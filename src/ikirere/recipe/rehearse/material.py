@@ -11,7 +11,7 @@ from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Hub, Local, PythonEnvironment
 
 VARIABLE = "IKIRERE_DATA"
-SOURCE_BYTES = 4_000_000  # read of each source
+SOURCE_BYTES = 3_000_000  # read of each source
 HELDOUT = 0.05  # at least: of little text, a small share is no text
 TRAIN_BYTES = 2_000_000  # that the tokenizer learns from
 CODE_DOMAINS = frozenset({"code", "synthesis", "programs"})

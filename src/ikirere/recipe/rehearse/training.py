@@ -13,7 +13,7 @@ from ikirere.recipe.sections import Phase, Training
 # What two cores do with models of about a million weights: large products reach 75 GFLOP/s a core, small
 # ones and everything between them cost about half of that.
 RATE = 60e9
-PRETRAIN_SECONDS, SFT_SECONDS, DPO_SECONDS = 170.0, 60.0, 20.0  # of ten minutes
+PRETRAIN_SECONDS, SFT_SECONDS, DPO_SECONDS = 150.0, 60.0, 20.0  # of ten minutes
 STEP_TOKENS, LEAST_TOKENS = 4096, 512  # tokens per optimiser step of the first phase, and where time is short
 SHORT, ALONE = 64, 128  # shortest sequence length: of several, of one
 SPREAD = 8  # longest over shortest, at most
@@ -89,7 +89,9 @@ def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) 
         moved = move_step(milestone.step, parts, steps)
         draft.set(f"pretrain.milestones.{i}.step", moved, "the same share of the same phase")
     draft.set("pretrain.evaluate_bytes", min(p.evaluate_bytes, EVALUATE_BYTES), "little text")
-    if p.evaluate_every:
+    if p.evaluate_every and p.milestones:
+        draft.set("pretrain.evaluate_every", None, "milestones measure the same, and measuring takes its time")
+    elif p.evaluate_every:
         every = max(round(p.evaluate_every / p.steps * sum(steps)), sum(steps) // 2, 1)
         draft.set("pretrain.evaluate_every", every, "the same share of the steps, twice at most")
     _shrink_common(draft, "pretrain", p, p.steps, sum(steps), width_ratio(recipe.model, model))
