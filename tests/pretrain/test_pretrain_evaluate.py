@@ -69,7 +69,7 @@ def test_values_are_those_of_each_document_alone(batch: int) -> None:
     model, shard = small_model(), documents(1, 5, 12, 40, 33)
     with torch.no_grad():
         rows = bits_per_byte(model, shard, 10**6, 16, batch)
-        assert model.training
+        assert model.training and all(p.grad is None for p in model.parameters())
         assert [row["document"] for row in rows] == sorted(shard.id(i) for i in range(len(shard)))
         for row in rows:
             i = [shard.id(j) for j in range(len(shard))].index(row["document"])

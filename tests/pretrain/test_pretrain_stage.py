@@ -201,18 +201,16 @@ def test_bases_of_phases() -> None:
     assert at(7) == 5e4  # a finished run
 
 
+def phase(**changes: Any) -> dict[str, Any]:
+    return {"name": "x", "steps": 9, "sequence_length": 32, "batch_size": 4, "mixture": {"code": 1}} | changes
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
         ({"milestones": [{"name": "late", "step": 99}]}, r"milestones\.0\.step 99"),
-        (
-            {
-                "phases": [
-                    {"name": "x", "steps": 9, "sequence_length": 128, "batch_size": 4, "mixture": {"code": 1}}
-                ]
-            },
-            r"phases\.0\.sequence_length 128.*64",
-        ),
+        ({"phases": [phase(sequence_length=128)]}, r"phases\.0\.sequence_length 128.*64"),
+        ({"phases": [phase(), phase(attention="window")]}, r"phases\.1\.attention 'window'"),
     ],
 )
 def test_phases_that_cannot_be(

@@ -235,6 +235,24 @@ def test_data_that_ends_early_is_said(tmp_path: Path) -> None:
         run(tmp_path, source=Short())
 
 
+@pytest.mark.parametrize("name", ["bf16", "fp16"])
+def test_narrow_formats_train_alike(tmp_path: Path, name: str) -> None:
+    """fp16 goes through the loss scaler, whose state is kept too."""
+    run(tmp_path / "wide", steps=6)
+    narrow: dict[str, Any] = {"training": {"precision": name}, "steps": 6}
+    with pytest.raises(RuntimeError, match="cut"):
+        run(tmp_path / name, hooks=Hooks(every=[({5}, _cut)]), **narrow)
+    summary = run(tmp_path / name, **narrow)
+    assert (summary.precision, summary.resumed_from) == (name, 4)
+    for a, b in zip(rows(tmp_path / "wide"), rows(tmp_path / name), strict=True):
+        assert b["loss"] == pytest.approx(a["loss"], rel=0.02)
+        assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=0.1)
+
+
+def _cut(step: int, model: torch.nn.Module) -> None:
+    raise RuntimeError("cut")
+
+
 def test_activation_checkpointing_changes_nothing_and_is_undone(tmp_path: Path) -> None:
     plain, saving = small_model(), small_model()
     run(tmp_path / "a", plain, steps=3)

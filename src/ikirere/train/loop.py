@@ -6,6 +6,7 @@ import json
 import math
 import time
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,6 +87,8 @@ class _Run:
 
     def prepare(self, seed: int) -> None:
         """Everything before the first step: formats, placement, optimiser, and the checkpoint to go on from."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         memory.reset_peak()
         memory.keep_pages()
         self.start_rss = memory.rss()
@@ -154,12 +157,16 @@ class _Run:
             if chosen["compile"]:
                 compile_blocks(self.model)
             return Precision(chosen["precision"], self.device, "as at the start"), chosen["compile"]
-        precision = choose(self.training.precision, self.device)
-        setting = self.training.compile if self.world.size == 1 else "off"
-        with rng.untouched():
-            compiled, line = decide_compile(
-                setting, self.model, self.device, self.total, lambda: self._probe(precision)
-            )
+        measured = choose(self.training.precision, self.device)
+        precision = replace(measured, name=self.world.agree(measured.name))
+        setting = self.training.compile
+        if setting == "auto" and self.world.size > 1:
+            compiled, line = False, "compile off: auto measures one process only, `on` compiles in several"
+        else:
+            with rng.untouched():
+                compiled, line = decide_compile(
+                    setting, self.model, self.device, self.total, lambda: self._probe(precision)
+                )
         self.say(f"{self.hooks.label}: {precision.line}; {line}")
         if self.world.first:
             text = json.dumps({"device": str(self.device), "precision": precision.name, "compile": compiled})

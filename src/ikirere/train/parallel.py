@@ -36,6 +36,13 @@ class World:
         """Whether it is the one that writes files and speaks."""
         return self.rank == 0
 
+    def agree(self, value: str) -> str:
+        """Rank 0's value."""
+        held = [value]
+        if self.size > 1:
+            dist.broadcast_object_list(held)
+        return held[0]
+
     def total(self, values: Tensor) -> Tensor:
         """Sum over all ranks, in place."""
         if self.size > 1:

@@ -149,9 +149,9 @@ def compile_blocks(model: nn.Module, on: bool = True) -> None:
 
 
 def _seconds(probe: Callable[[], None], device: torch.device) -> float:
-    """Best of three, after one for warming up."""
+    """Best of two, after one for warming up."""
     best = float("inf")
-    for attempt in range(4):
+    for attempt in range(3):
         start = time.perf_counter()
         probe()
         if device.type == "cuda":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Kda
+from ikirere.recipe.mixers import Kda, layers
 from ikirere.recipe.schema import Model
 
 BUILT = frozenset({"full"})
@@ -62,8 +62,6 @@ def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
 
 def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
     """Count a model; `patterns` are further layer patterns it trains with (phases with `attention`)."""
-    from ikirere.recipe.mixers import layers
-
     names = list(m.layers)
     extra = [layers(p, m.num_hidden_layers) for p in patterns]
     recursive = m.family == "recursive"

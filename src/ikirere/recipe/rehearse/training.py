@@ -90,7 +90,9 @@ def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) 
         draft.set(f"pretrain.milestones.{i}.step", moved, "the same share of the same phase")
     draft.set("pretrain.evaluate_bytes", min(p.evaluate_bytes, EVALUATE_BYTES), "little text")
     if p.evaluate_every and p.milestones:
-        draft.set("pretrain.evaluate_every", None, "milestones measure the same, and measuring takes its time")
+        draft.set(
+            "pretrain.evaluate_every", None, "milestones measure the same, and measuring takes its time"
+        )
     elif p.evaluate_every:
         every = max(round(p.evaluate_every / p.steps * sum(steps)), sum(steps) // 2, 1)
         draft.set("pretrain.evaluate_every", every, "the same share of the steps, twice at most")
