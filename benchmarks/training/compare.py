@@ -28,6 +28,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def run(arm: Arm, data: Path, steps: int, threads: int, seed: int) -> tuple[floa
             "HF_HUB_OFFLINE": "1",
             "TORCHINDUCTOR_CACHE_DIR": str(Path(work) / "inductor"),
         }
-        with (data / "output.log").open("w+") as out:
+        with (Path(work) / "output.log").open("w+") as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=environment)
             _, status, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(status)
@@ -176,6 +177,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--short", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--jobs", type=int, default=1, help="arms at once; at most cores / threads")
     parser.add_argument("--only", nargs="*", default=[], help="arms whose names start so")
     parser.add_argument("--write", type=Path, default=None, help="Markdown file for the table")
     args = parser.parse_args()
@@ -183,14 +185,18 @@ def main() -> None:
         data = Path(folder)
         prepare(args.text, data, seed=0)
         found = arms(args)
-        for arm in found:
-            measure(arm, data, args)
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(lambda arm: measure(arm, data, args), found))
         budget = max(args.steps * TOKENS_PER_STEP / arm.rates[args.threads[0]] for arm in found)
-        for arm in found:
+
+        def equal(arm: Arm) -> None:
             arm.steps_equal = round(budget * arm.rates[args.threads[0]] / TOKENS_PER_STEP)
             _, result = run(arm, data, arm.steps_equal, args.threads[0], 0)
             arm.bits_equal = result["bits_per_byte"]
             print(f"{arm.name}: {arm.bits_equal:.3f} bits per byte at equal CPU time", flush=True)
+
+        with ThreadPoolExecutor(args.jobs) as pool:
+            list(pool.map(equal, found))
     cpu = next(
         (
             line.split(":", 1)[1].strip()
@@ -202,7 +208,7 @@ def main() -> None:
     peers = versions(args.peer_python) if args.peer_python else {}
     text = (
         f"{table(found, args)}\n\nEqual CPU time: {budget:.0f} CPU-seconds of steps on {args.threads[0]} thread. "
-        f"Repeats: {args.repeats}. Processor: {cpu}. Ikirere's torch: {versions(sys.executable)['torch']}. "
+        f"Repeats: {args.repeats}; arms at once: {args.jobs}. Processor: {cpu}. Ikirere's torch: {versions(sys.executable)['torch']}. "
         f"Peers: {', '.join(f'{k} {v}' for k, v in peers.items()) or 'none'}; nanoGPT at {args.nanogpt_commit}.\n"
     )
     print(text)
