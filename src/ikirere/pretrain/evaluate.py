@@ -28,17 +28,17 @@ class _Window:
 
 
 def chosen_documents(shard: Shard, max_bytes: int) -> list[int]:
-    """Whole documents, in the order of their content hashes, until `max_bytes`; at least one."""
+    """Whole documents that fit into `max_bytes` together, taken in the order of their content hashes; where not
+    one fits, the shortest."""
     picked: list[int] = []
     total = 0
     for i in sorted(range(len(shard)), key=shard.id):
         size = int(shard.n_bytes[i])
-        if picked and total + size > max_bytes:
-            continue
-        picked.append(i)
-        total += size
-        if total >= max_bytes:
-            break
+        if total + size <= max_bytes:
+            picked.append(i)
+            total += size
+    if not picked and len(shard):
+        picked.append(min(range(len(shard)), key=lambda i: (int(shard.n_bytes[i]), shard.id(i))))
     return picked
 
 

@@ -94,7 +94,9 @@ class PretrainStage:
 
 
 def check_phases(recipe: Recipe) -> None:
-    """Raises UserError for phases that this model or loop cannot run."""
+    """Raises UserError for mixers that are not built, and for phases that this model or loop cannot run."""
+    with torch.device("meta"):
+        Decoder(ModelConfig.from_recipe(recipe.model))
     longest = recipe.model.max_position_embeddings
     for i, phase in enumerate(recipe.pretrain.phases):
         if phase.sequence_length > longest:
