@@ -18,12 +18,11 @@ MEGABYTE = 1 << 20
 
 def test_a_short_peak_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     before = psutil.Process().memory_info().rss
-    with Gauge() as measured:
-        # A mapping of its own: memory of the allocator's may be reused from, or kept for, other tests.
-        with mmap.mmap(-1, 200 * MEGABYTE) as block:
-            for place in range(0, len(block), 4096):
-                block[place] = 1
-            time.sleep(gauge.INTERVAL + 0.2)
+    # A mapping of its own: memory of the allocator's may be reused from, or kept for, other tests.
+    with Gauge() as measured, mmap.mmap(-1, 200 * MEGABYTE) as block:
+        for place in range(0, len(block), 4096):
+            block[place] = 1
+        time.sleep(gauge.INTERVAL + 0.2)
     assert 190 * MEGABYTE < measured.peak_rss_bytes - before < 320 * MEGABYTE
     assert gauge.INTERVAL < measured.seconds < 10
     with Gauge() as after:

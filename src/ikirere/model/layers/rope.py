@@ -47,7 +47,9 @@ class Rope(nn.Module):
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def _fill(self) -> None:
-        if self.cos.is_meta:  # shapes only: arithmetic on the meta device makes torch load its compiler, seconds
+        if (
+            self.cos.is_meta
+        ):  # shapes only: arithmetic on the meta device makes torch load its compiler, seconds
             shape = (self.positions, self.head_dim // 2)
             self.cos, self.sin = torch.empty(shape, device="meta"), torch.empty(shape, device="meta")
             return
