@@ -67,7 +67,8 @@ def loss_curve(rows: Sequence[Mapping[str, Any]], title: str = "loss, nats per t
     twin.set_ylim(0, max(rates) * 1.05 or 1)
     twin.axis("off")
     axes.plot(x, loss, color=BLUE, alpha=0.25, linewidth=0.8)
-    axes.plot(x, _smooth(loss, 0.9), color=BLUE, linewidth=1.6)
+    # About twenty independent points, whatever the number of rows.
+    axes.plot(x, _smooth(loss, max(0.0, 1 - 20 / len(loss))), color=BLUE, linewidth=1.6)
     axes.set_xlim(left=0)
     _label(axes, "million tokens (shaded: learning rate)", title)
     return _svg(figure)
@@ -81,7 +82,7 @@ def grouped_bars(
     """One cluster per group, one bar per series; `bands` are (low, high) of the same keys."""
     figure, axes = _axes(6.4, 2.7)
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
-    width = 0.8 / max(1, len(series))
+    width = min(0.28, 0.8 / max(1, len(series)))
     for s, name in enumerate(series):
         places = [g for g, group in enumerate(groups.values()) if name in group]
         values = [group[name] for group in groups.values() if name in group]
@@ -94,6 +95,7 @@ def grouped_bars(
                 low, high = bands[group][name]
                 middle = g + (s - (len(series) - 1) / 2) * width
                 axes.plot([middle, middle], [low, high], color=INK, linewidth=1)
+    axes.set_xlim(-0.75, len(groups) - 0.25)
     axes.set_xticks(range(len(groups)), list(groups), color=INK)
     axes.set_ylim(top=max((v for g in groups.values() for v in g.values()), default=1) * 1.18 or 1)
     if len(series) > 1:
