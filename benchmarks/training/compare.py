@@ -135,7 +135,7 @@ def arms(args: argparse.Namespace) -> list[Arm]:
             Arm("transformers Trainer, compiled", "arm_transformers.py", "compiled", args.peer_python)
         )
     if args.only:
-        found = [arm for arm in found if any(arm.name.startswith(name) for name in args.only)]
+        found = [arm for arm in found if arm.name in args.only]
     return found
 
 
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--short", type=int, default=40)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--jobs", type=int, default=1, help="arms at once; at most cores / threads")
-    parser.add_argument("--only", nargs="*", default=[], help="arms whose names start so")
+    parser.add_argument("--only", nargs="*", default=[], help="names of the arms to run")
     parser.add_argument("--write", type=Path, default=None, help="Markdown file for the table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -103,6 +103,7 @@ def test_every_metric_follows_from_an_artifact(run: Path, result: StageResult) -
         "tool_calls",
         "seconds_per_question",
         "bits_per_byte/code",
+        "perplexity",
     }
 
 
@@ -130,7 +131,7 @@ def test_what_it_says_and_refuses(run: Path) -> None:
     said: list[str] = []
     made = EvaluateStage().run(context(run, said, "evaluate.questions={}", "evaluate.benchmarks=[{name: x}]"))
     assert any("benchmarks" in line for line in said) and any("no questions" in line for line in said)
-    assert [m.name for m in made.metrics] == ["bits_per_byte/code"]
+    assert [m.name for m in made.metrics] == ["perplexity", "bits_per_byte/code"]
     given = context(run, said)
     with pytest.raises(UserError, match="needs the stage sft or dpo"):
         EvaluateStage().run(replace(given, inputs={"data": run / "data"}))

@@ -38,7 +38,7 @@ class EvaluateStage:
     questions with and without the tool), bits.jsonl, samples.json (some of each kind, to show).
     Metrics: right_tool/<kind>, right_arguments/<kind>, answer/<kind>, no_tool_when_not_needed,
     answer_without_tool/calculator, tool_gain (paired difference), tool_calls and seconds_per_question (means),
-    bits_per_byte/<domain>. A kind whose questions expect no call has no right_arguments.
+    bits_per_byte/<domain>, perplexity (per token, all domains). A kind whose questions expect no call has no right_arguments.
     """
 
     name: ClassVar[str] = "evaluate"
@@ -227,6 +227,7 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
     if not rows:
         return
     result.artifacts.append(context.write_rows(BITS, rows))
+    result.metrics.append(context.metric("perplexity", "exp-ratio", BITS, "nats", "tokens"))
     for domain in heldout:
         result.metrics.append(
             context.metric(
