@@ -60,7 +60,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed, in a process of its own."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([sys.executable, str(ROOM), str(folder), "steps=22"], check=True, timeout=120)
+    subprocess.run([sys.executable, str(ROOM), str(folder), "steps=22"], check=True, timeout=600)
     return folder
 
 
