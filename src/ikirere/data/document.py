@@ -15,7 +15,11 @@ import pyarrow.parquet as pq
 from ikirere.errors import UserError
 
 DOCUMENT_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "text", "source", "group", "path", "domain", "licence", "lang")]
+    [
+        (name, pa.string())
+        for name in ("id", "text", "source", "group", "path", "domain", "licence", "lang", "url", "family")
+    ]
+    + [("order", pa.int64())]
 )
 ROW_GROUP_BYTES = 8_000_000  # text per row group: what a reader holds at once
 
@@ -26,7 +30,9 @@ class Document:
 
     group: what is kept on one side of the split (a distribution, a file, a value of `group_field`).
     licence: SPDX expression, `unknown` where nothing is declared. lang: as the source says, '' where it does not.
-    id: the first 32 hex digits of the text's sha256; equal texts have equal ids on any machine.
+    url: where it was published, '' where unknown. family: id that near-duplicates share; '' until it is known.
+    order: place in the reading order of all sources; of two copies the lower one is kept.
+    id: the first 32 hex digits of the text's sha256 as it was read; equal texts have equal ids on any machine.
     Raises ValueError for text that is no Unicode (lone surrogates).
     """
 
@@ -37,6 +43,9 @@ class Document:
     domain: str
     licence: str = "unknown"
     lang: str = ""
+    url: str = ""
+    family: str = ""
+    order: int = 0
     id: str = ""
     n_bytes: int = field(default=0, repr=False)  # UTF-8 length of the text
 

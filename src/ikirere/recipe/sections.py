@@ -8,89 +8,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-Positive = Annotated[int, Field(gt=0)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Weights = dict[str, Annotated[float, Field(ge=0.0)]]
+from ikirere.recipe.data import Data, Hub, Local, PythonEnvironment, Source
+from ikirere.recipe.section import Fraction, Positive, Section, Weights
 
-
-class Section(BaseModel):
-    """A mapping in which unknown keys are errors and values cannot be changed after reading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-
-# ---------------------------------------------------------------- data
-
-
-class PythonEnvironment(Section):
-    """The interpreter's standard library and the installed distributions, with their licences."""
-
-    kind: Literal["python-environment"]
-    name: str = "python-environment"
-    include: tuple[Literal["code", "docs"], ...] = ("code", "docs")
-    domain: str | None = Field(
-        default=None, description="one domain for all documents; default: code and docs"
-    )
-    slice: str = Field(
-        default="1/1", pattern=r"^\d+/\d+$", description="i/n: the i-th of n disjoint slices of distributions"
-    )
-    max_bytes: Positive | None = None
-
-
-class Local(Section):
-    """A file or folder on this machine: text, JSONL or Parquet, told apart by the file's ending."""
-
-    kind: Literal["local", "jsonl", "parquet"]
-    name: str
-    path: str = Field(description="absolute, relative to the recipe, or starting with ${IKIRERE_DATA}")
-    domain: str
-    text_field: str = "text"
-    licence: str | None = Field(default=None, description="SPDX id of all documents, where rows carry none")
-    licence_field: str | None = "spdx"
-    group_field: str | None = Field(
-        default=None, description="column by which documents are split; default: the file"
-    )
-    pattern: str = Field(default="**/*", description="glob below path, for folders")
-    max_bytes: Positive | None = None
-
-
-class Hub(Section):
-    """A Hugging Face dataset, streamed; `mirror` names its stand-in below IKIRERE_DATA."""
-
-    kind: Literal["hub"]
-    name: str
-    dataset: str
-    config: str | None = None
-    split: str = "train"
-    data_dir: str | None = None
-    revision: str | None = None
-    domain: str
-    text_field: str = "text"
-    licence: str | None = None
-    licence_field: str | None = None
-    group_field: str | None = None
-    mirror: str | None = Field(
-        default=None, description="glob below IKIRERE_DATA, used where that variable is set"
-    )
-    max_bytes: Positive | None = None
-
-
-Source = Annotated[PythonEnvironment | Local | Hub, Field(discriminator="kind")]
-
-
-class Data(Section):
-    sources: tuple[Source, ...] = Field(min_length=1)
-    heldout: Fraction = Field(
-        default=0.05, description="share of each domain's bytes kept out of training, by whole groups"
-    )
-    licences: Literal["permissive", "any"] = "permissive"
-    max_document_bytes: Positive = 1_000_000
-    evaluation_sets: tuple[str, ...] = Field(
-        default=(), description="benchmarks that no training source may contain"
-    )
-
+__all__ = [
+    "Data", "Dpo", "Evaluate", "Fraction", "Gate", "Hardware", "Hub", "Local", "Milestone", "Optimizer", "Phase",
+    "Positive", "Pretrain", "PythonEnvironment", "Schedule", "Section", "Serve", "Sft", "Source", "Stated",
+    "Tokenizer", "Tracker", "Training", "Weights",
+]  # fmt: skip
 
 # ---------------------------------------------------------------- tokenizer
 
@@ -106,12 +33,17 @@ class Tokenizer(Section):
         default={}, description="share of training bytes by domain; empty: as the data is"
     )
     split_digits: bool = True
+    indent_transform: bool = Field(
+        default=False, description="unigram: line ends and indentation as <nl>, <tab>, <indent>, <dedent>; reversible"
+    )
     preserve: tuple[str, ...] = ("_", "/", ".", "::", "()", "{}", "[]", ";", ",")
 
     @model_validator(mode="after")
     def _named(self) -> Tokenizer:
         if (self.kind == "pretrained") != (self.pretrained is not None):
             raise ValueError("`pretrained` is given exactly when kind is 'pretrained'")
+        if self.indent_transform and self.kind != "unigram":
+            raise ValueError("`indent_transform` needs kind 'unigram': other kinds have pieces that span lines")
         return self
 
 
@@ -196,6 +128,10 @@ class Training(Section):
 
 class Pretrain(Training):
     phases: tuple[Phase, ...] = Field(min_length=1)
+    packing: Literal["concatenate", "best-fit"] = Field(
+        default="concatenate",
+        description="how documents fill rows: end to end, or whole where they fit (Ding et al. 2024)",
+    )
     z_loss: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of logsumexp(logits)^2")
     evaluate_every: Positive | None = None
     evaluate_bytes: Positive = Field(

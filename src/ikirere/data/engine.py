@@ -1,0 +1,117 @@
+"""What runs the data steps: Daft, natively on this machine or on a Ray cluster.
+
+The logic lives in plain functions over Arrow tables. Daft deals them out: `each` runs one function on one file
+per task, `frame` opens files as a lazy table for relational work. Results never depend on which engine ran or in
+which order tasks ended: files keep their names, and rows are sorted before they count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import pyarrow as pa
+
+from ikirere.errors import UserError
+
+if TYPE_CHECKING:
+    import daft
+
+Work = Callable[[str], dict[str, Any]]  # a path in, figures as plain JSON values out
+
+
+class Engine:
+    """Daft with one of its runners. `workers`: processes at work at a time; default: one per core.
+
+    A Python process has one runner for its life, as Daft has it. Raises UserError where a second one is asked for,
+    and where Ray is asked for and not installed. On Ray every path must be on a file system that all nodes see.
+    """
+
+    def __init__(self, name: Literal["native", "ray"] = "native", workers: int | None = None) -> None:
+        self.name = name
+        self.workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        # Read when Daft is imported; it reports its use otherwise.
+        os.environ["DO_NOT_TRACK"] = "true"
+        os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+        import daft
+
+        self._daft = daft
+        try:
+            if name == "ray":
+                _start_ray(workers)
+                daft.set_runner_ray(noop_if_initialized=True)
+            else:
+                daft.set_runner_native()
+        except Exception as error:
+            if "runner" not in str(error).lower():
+                raise
+            raise UserError(f"data.engine: {name} cannot follow another engine in one process ({error})") from None
+        running = daft.get_or_infer_runner_type()
+        if running != name:
+            raise UserError(f"data.engine: this process already runs Daft on {running}, {name} was asked for")
+
+    def each(self, work: Work, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        """`work(path)` for every path, in processes of their own; results in the order of the paths.
+
+        work: picklable. Raises UserError with its message where one raises UserError.
+        """
+        if not paths:
+            return []
+        daft = self._daft
+        processes = min(self.workers, len(paths))
+        task = daft.cls(_Task, use_process=processes > 1, max_concurrency=processes)(work)
+        rows = daft.from_pydict({"path": [str(p) for p in paths]})
+        if self.name == "ray":
+            rows = rows.into_partitions(min(len(paths), 4 * processes))
+        else:
+            rows = rows.into_batches(1)
+        done = rows.select(daft.col("path"), task(daft.col("path")).alias("done")).to_pydict()
+        import json
+
+        found = dict(zip(done["path"], map(json.loads, done["done"])))
+        results = [found[str(p)] for p in paths]
+        for result in results:
+            if "error" in result:
+                raise UserError(result["error"])
+        return [result["value"] for result in results]
+
+    def frame(self, paths: Sequence[Path]) -> daft.DataFrame:
+        """Parquet files as one lazy Daft table."""
+        return self._daft.read_parquet([str(p) for p in paths])
+
+    def from_arrow(self, table: pa.Table) -> daft.DataFrame:
+        return self._daft.from_arrow(table)
+
+
+class _Task:
+    """One function, made once per process."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+
+    def __call__(self, path: str) -> str:
+        import json
+
+        try:
+            return json.dumps({"value": self.work(path)})
+        except UserError as error:
+            return json.dumps({"error": str(error)})
+
+
+def _start_ray(workers: int | None) -> None:
+    try:
+        import ray
+    except ImportError:
+        raise UserError(
+            "data.engine: ray needs the package `ray`; run `pip install ikirere[ray]` or set data.engine=native"
+        ) from None
+    if not ray.is_initialized():
+        ray.init(
+            address=os.environ.get("RAY_ADDRESS"),
+            num_cpus=None if os.environ.get("RAY_ADDRESS") else workers,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )

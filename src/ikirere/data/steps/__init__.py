@@ -1,0 +1,31 @@
+"""The steps between reading documents and splitting them: one file and one registry line each.
+
+A step of the registry is made of `StepContext`; `enabled` says by which section of `data` it is switched on.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from ikirere.data.steps.step import RowStep, StepContext
+
+# name -> (class, section of `data` that switches it on; '' for always), in the order in which they run.
+STEPS: dict[str, tuple[str, str]] = {
+    "normalise": ("ikirere.data.steps.normalise:Normaliser", "normalise"),
+    "licence": ("ikirere.data.steps.licence:LicencePolicy", ""),
+    "language": ("ikirere.data.steps.language:LanguageFilter", "language"),
+    "pii": ("ikirere.data.steps.pii:Redactor", "pii"),
+    "policy": ("ikirere.data.steps.policy:PolicyFilter", "policy"),
+    "quality": ("ikirere.data.steps.quality:QualityFilter", "quality"),
+    "decontaminate": ("ikirere.data.steps.decontaminate:Decontaminator", "decontaminate"),
+}
+
+
+def make_step(name: str, context: StepContext) -> RowStep | None:
+    """The step, or None where the recipe leaves it out."""
+    place, section = STEPS[name]
+    if section and getattr(context.data, section) is None:
+        return None
+    module, attribute = place.split(":")
+    made: RowStep = getattr(importlib.import_module(module), attribute)(context)
+    return made
