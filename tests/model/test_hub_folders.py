@@ -281,7 +281,7 @@ def test_index_that_leads_astray(tmp_path: Path) -> None:
 
 def test_names() -> None:
     model = small(tie_word_embeddings=False, qk_norm=True)
-    names = {hub_name(n) for n, _ in model.named_parameters()}
+    names = {hub_name(n, model.config) for n, _ in model.named_parameters()}
     assert {"model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"} <= names
     assert "model.layers.1.post_attention_layernorm.weight" in names
     assert "model.layers.0.self_attn.k_norm.weight" in names

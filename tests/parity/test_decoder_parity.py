@@ -42,7 +42,7 @@ def test_gradients(pair: tuple[Decoder, Any]) -> None:
     for logits in (model(tokens[:, :-1]), theirs(tokens[:, :-1]).logits):
         F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).backward()
     expected = {name: p.grad for name, p in theirs.named_parameters()}
-    names = {hub_name(name): p.grad for name, p in model.named_parameters()}
+    names = {hub_name(name, model.config): p.grad for name, p in model.named_parameters()}
     assert set(names) == set(expected)
     for name, grad in names.items():
         assert (grad - expected[name]).abs().max() <= 1e-4 * expected[name].abs().max(), name

@@ -42,10 +42,14 @@ class ModelConfig:
     rope_theta: float = 10_000.0
     rms_norm_eps: float = 1e-5
     qk_norm: bool = False
+    qk_norm_width: str = "head"
+    norm_order: str = "pre"
     tie_word_embeddings: bool = True
     initializer_range: float = 0.02
     layer_pattern: str = "full"
     mixers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
+    ffn_pattern: str = "dense"
+    ffns: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, hash=False)
     family: str = "decoder"
 
     def __post_init__(self) -> None:
@@ -73,6 +77,11 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model.head_dim {self.head_dim} is odd; RoPE turns pairs, so it must be even")
+        for name, accepted in (("qk_norm_width", ("head", "full")), ("norm_order", ("pre", "post"))):
+            if getattr(self, name) not in accepted:
+                raise UserError(
+                    f"model.{name} is {getattr(self, name)!r}; accepted are {', '.join(accepted)}"
+                )
 
     @classmethod
     def from_recipe(cls, model: Model) -> ModelConfig:
@@ -94,15 +103,21 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {**asdict(self), "mixers": {name: dict(v) for name, v in self.mixers.items()}}
+        settings = {part: {n: dict(v) for n, v in getattr(self, part).items()} for part in ("mixers", "ffns")}
+        return {**asdict(self), **settings}
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
         """The mixer's name of each layer, `num_hidden_layers` long."""
         return expand_pattern(self.layer_pattern, self.num_hidden_layers)
 
+    @property
+    def ffn_kinds(self) -> tuple[str, ...]:
+        """The feed-forward kind of each layer, `num_hidden_layers` long."""
+        return expand_pattern(self.ffn_pattern, self.num_hidden_layers, "ffn_pattern")
 
-def expand_pattern(pattern: str, depth: int) -> tuple[str, ...]:
+
+def expand_pattern(pattern: str, depth: int, key: str = "layer_pattern") -> tuple[str, ...]:
     """Repeats a layer pattern to `depth` layers: ("kda*3 full", 6) -> kda kda kda full kda kda.
 
     A pattern is mixer names parted by spaces, each with an optional `*count`. Raises UserError for
@@ -113,11 +128,11 @@ def expand_pattern(pattern: str, depth: int) -> tuple[str, ...]:
         match = _ITEM.fullmatch(item)
         if match is None:
             raise UserError(
-                f"model.layer_pattern {pattern!r}: cannot read {item!r}; write mixer names with optional "
+                f"model.{key} {pattern!r}: cannot read {item!r}; write mixer names with optional "
                 "counts, such as 'full' or 'kda*3 full'"
             )
         # A count above the depth adds nothing, and would cost memory.
         names += [match[1]] * min(int(match[2] or 1), depth)
     if not names:
-        raise UserError("model.layer_pattern is empty; write mixer names, such as 'full' or 'kda*3 full'")
+        raise UserError(f"model.{key} is empty; write mixer names, such as 'full' or 'kda*3 full'")
     return tuple(names[i % len(names)] for i in range(depth))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, cast
 
@@ -14,26 +14,32 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.ffn import SwiGLU
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.ffn import ffns_of
+from ikirere.model.layers.mixer import Context, Linear
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.rope import Rope
 
 
 class Block(nn.Module):
-    """x + mixer(norm(x)), then x + ffn(norm(x)). x [B, T, hidden_size]."""
+    """x + mixer(norm(x)), then x + ffn(norm(x)); with norms after, x + norm(mixer(x)). x [B, T, hidden_size]."""
 
-    def __init__(self, config: ModelConfig, mixer: type[Mixer], settings: Mapping[str, Any]) -> None:
+    def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
+        mixer, kind = mixers_of(config)[layer], config.layer_kinds[layer]
+        ffn, ffn_kind = ffns_of(config)[layer], config.ffn_kinds[layer]
+        self.post = config.norm_order == "post"
         self.mixer_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mixer = mixer(config, settings)
+        self.mixer = mixer(config, config.mixers.get(kind, {}))
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.ffn = SwiGLU(config.hidden_size, config.intermediate_size)
+        self.ffn = ffn(config, config.ffns.get(ffn_kind, {}))
 
     def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+        if self.post:
+            x = x + self.mixer_norm(self.mixer(x, context, state))
+            return x + self.ffn_norm(self.ffn(x, context))
         x = x + self.mixer(self.mixer_norm(x), context, state)
-        return x + self.ffn(self.ffn_norm(x))
+        return x + self.ffn(self.ffn_norm(x), context)
 
 
 class Decoder(nn.Module):
@@ -51,10 +57,7 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(
             config.vocab_size, config.hidden_size, _weight=torch.empty(config.vocab_size, config.hidden_size)
         )
-        self.layers = nn.ModuleList(
-            Block(config, mixer, config.mixers.get(kind, {}))
-            for kind, mixer in zip(config.layer_kinds, mixers_of(config), strict=True)
-        )
+        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
         self.rope = Rope(config.head_dim, config.max_position_embeddings, config.rope_theta)
@@ -109,6 +112,7 @@ class Decoder(nn.Module):
             parameter.copy_(drawn.normal_(0.0, std, generator=generator))
         for block in self.blocks():
             block.mixer.start(generator)
+            block.ffn.start(generator)
 
     def blocks(self) -> Iterator[Block]:
         """The layers in order, typed."""

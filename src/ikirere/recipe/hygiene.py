@@ -18,7 +18,8 @@ class Normalise(Section):
     repair: bool = Field(default=True, description="undo wrongly decoded UTF-8 (mojibake) in prose")
     unicode: Literal["none", "nfc"] = Field(default="nfc", description="composition of prose")
     code_domains: tuple[str, ...] = Field(
-        default=("code",), description="domains whose text is never altered; rows of a source can only join them"
+        default=("code",),
+        description="domains whose text is never altered; rows of a source can only join them",
     )
 
 
@@ -42,32 +43,51 @@ class Language(Section):
 
     keep: tuple[str, ...] = Field(default=("en",), min_length=1, description="ISO 639-1 codes")
     min_score: Fraction = Field(default=0.5, description="probability of the best kept language")
-    domains: tuple[str, ...] | None = Field(default=None, description="domains looked at; default: all but code")
+    domains: tuple[str, ...] | None = Field(
+        default=None, description="domains looked at; default: all but code"
+    )
 
 
 class Pii(Section):
     """Personal data, replaced by typed placeholders."""
 
-    kinds: tuple[Literal["email", "phone", "ip", "secret", "card"], ...] = ("email", "phone", "ip", "secret", "card")
+    kinds: tuple[Literal["email", "phone", "ip", "secret", "card"], ...] = (
+        "email",
+        "phone",
+        "ip",
+        "secret",
+        "card",
+    )
     domains: tuple[str, ...] | None = Field(default=None, description="domains looked at; default: all")
 
 
 class Policy(Section):
     """Documents with too many words of a list are dropped."""
 
-    words: str | None = Field(default=None, description="file with one word or phrase per line; default: the shipped list")
+    words: str | None = Field(
+        default=None, description="file with one word or phrase per line; default: the shipped list"
+    )
     max_share: Fraction = Field(default=0.01, description="matched words over all words")
     min_matches: Positive = 3
-    domains: tuple[str, ...] | None = Field(default=None, description="domains looked at; default: all but code")
+    domains: tuple[str, ...] | None = Field(
+        default=None, description="domains looked at; default: all but code"
+    )
 
 
 class Quality(Section):
     """Published rules, an n-gram model's perplexity and a classifier, both trained on the spot."""
 
-    rules: tuple[Literal["gopher", "gopher-repetition", "c4", "fineweb"], ...] = ("gopher", "gopher-repetition", "fineweb")
-    domains: tuple[str, ...] | None = Field(default=None, description="domains looked at; default: all but code")
+    rules: tuple[Literal["gopher", "gopher-repetition", "c4", "fineweb"], ...] = (
+        "gopher",
+        "gopher-repetition",
+        "fineweb",
+    )
+    domains: tuple[str, ...] | None = Field(
+        default=None, description="domains looked at; default: all but code"
+    )
     seed_domains: tuple[str, ...] = Field(
-        default=(), description="domains taken as good text, to train the n-gram model and the classifier; empty: neither"
+        default=(),
+        description="domains taken as good text, to train the n-gram model and the classifier; empty: neither",
     )
     max_perplexity_quantile: Fraction = Field(
         default=1.0, description="of each domain, the share with the lowest perplexity is kept; 1 keeps all"
@@ -83,7 +103,8 @@ class Decontaminate(Section):
         default=0.5, description="share of an item's n-grams that must be in the document"
     )
     drop: Literal["training", "evaluation"] = Field(
-        default="training", description="which side leaves; `evaluation` lists the items to leave out of scores"
+        default="training",
+        description="which side leaves; `evaluation` lists the items to leave out of scores",
     )
     on_missing: Literal["stop", "warn"] = Field(
         default="warn", description="what to do where an evaluation set cannot be read"

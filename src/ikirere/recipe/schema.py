@@ -43,12 +43,22 @@ class Model(Section):
     rope_theta: float = Field(default=10_000.0, gt=0)
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     qk_norm: bool = Field(default=False, description="RMSNorm on each query and key head (Qwen3)")
+    qk_norm_width: Literal["head", "full"] = Field(
+        default="head", description="full: one norm over all heads together (OLMo)"
+    )
+    norm_order: Literal["pre", "post"] = Field(
+        default="pre", description="post: norms on what mixer and feed-forward give back (OLMo)"
+    )
     tie_word_embeddings: bool = True
     initializer_range: float = Field(default=0.02, gt=0)
     layer_pattern: str = Field(
         default="full", description="mixers repeated to depth, e.g. 'full' or 'kda*3 full'"
     )
     mixers: dict[str, dict[str, Any]] = Field(default={}, description="settings of each mixer of the pattern")
+    ffn_pattern: str = Field(
+        default="dense", description="feed-forward kinds repeated to depth, e.g. 'dense' or 'dense moe'"
+    )
+    ffns: dict[str, dict[str, Any]] = Field(default={}, description="settings of each feed-forward kind")
 
     @property
     def head_size(self) -> int:

@@ -34,7 +34,8 @@ class Tokenizer(Section):
     )
     split_digits: bool = True
     indent_transform: bool = Field(
-        default=False, description="unigram: line ends and indentation as <nl>, <tab>, <indent>, <dedent>; reversible"
+        default=False,
+        description="unigram: line ends and indentation as <nl>, <tab>, <indent>, <dedent>; reversible",
     )
     preserve: tuple[str, ...] = ("_", "/", ".", "::", "()", "{}", "[]", ";", ",")
 
@@ -43,7 +44,9 @@ class Tokenizer(Section):
         if (self.kind == "pretrained") != (self.pretrained is not None):
             raise ValueError("`pretrained` is given exactly when kind is 'pretrained'")
         if self.indent_transform and self.kind != "unigram":
-            raise ValueError("`indent_transform` needs kind 'unigram': other kinds have pieces that span lines")
+            raise ValueError(
+                "`indent_transform` needs kind 'unigram': other kinds have pieces that span lines"
+            )
         return self
 
 

@@ -2,36 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from ikirere.report import figures
+from ikirere.report.block import Block, Figure
 from ikirere.report.collect import Run, StageRecord
-from ikirere.report.tables import Table, duration, measured, number, percent, size
-
-
-@dataclass
-class Figure:
-    svg: str
-    caption: str
-
-
-@dataclass
-class Block:
-    """One section: a heading, figures, tables, texts and transcripts."""
-
-    title: str
-    note: str = ""
-    figures: list[Figure] = field(default_factory=list)
-    tables: list[Table] = field(default_factory=list)
-    texts: list[dict[str, str]] = field(default_factory=list)
-    chats: list[dict[str, Any]] = field(default_factory=list)
-
-    @property
-    def empty(self) -> bool:
-        return not (self.figures or self.tables or self.texts or self.chats)
+from ikirere.report.hygiene import data
+from ikirere.report.tables import Table, duration, measured, percent, size
 
 
 def programme(run: Run) -> Block:
@@ -48,44 +26,6 @@ def programme(run: Run) -> Block:
     timed = {s.name: s.seconds for s in run.stages.values() if s.seconds}
     drawn = [Figure(figures.horizontal_bars(timed, "seconds"), "Where the time went.")] if timed else []
     return Block("Programme", "Peak memory is that of the whole process while the stage ran.", drawn, [table])
-
-
-def data(run: Run, stage: StageRecord) -> Block:
-    block = Block("Data", "Documents by domain; held-out documents come from groups that training never saw.")
-    by_domain: dict[str, dict[str, dict[str, float]]] = {}
-    for name, metric in stage.metrics.items():
-        parts = name.split("/")
-        if len(parts) >= 2 and parts[0] in ("documents", "bytes"):
-            by_domain.setdefault("/".join(parts[1:]), {})[parts[0]] = metric
-    rows = [
-        (
-            domain,
-            measured(values.get("documents")),
-            size(values["bytes"]["value"]) if "bytes" in values else "",
-        )
-        for domain, values in sorted(by_domain.items())
-    ]
-    if rows:
-        block.tables.append(Table(("Domain", "Documents", "Bytes"), rows, {1, 2}, "Documents"))
-    licences = stage.rows("licences.jsonl")
-    if licences:
-        totals: Counter[str] = Counter()
-        counts: Counter[str] = Counter()
-        kept: dict[str, bool] = {}
-        for row in licences:
-            totals[row["licence"]] += row["bytes"]
-            counts[row["licence"]] += row["documents"]
-            kept[row["licence"]] = bool(row.get("kept", True))
-        shown = [
-            (licence, number(counts[licence]), size(amount), "kept" if kept[licence] else "dropped")
-            for licence, amount in totals.most_common(15)
-        ]
-        block.tables.append(Table(("SPDX licence", "Documents", "Bytes", ""), shown, {1, 2}, "Licences"))
-    dropped = stage.with_prefix("dropped")
-    if dropped:
-        reasons = [(reason, number(metric["value"])) for reason, metric in sorted(dropped.items())]
-        block.tables.append(Table(("Dropped because", "Documents"), reasons, {1}, "Dropped"))
-    return block
 
 
 def tokenizer(run: Run, stage: StageRecord) -> Block:

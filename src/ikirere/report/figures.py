@@ -118,3 +118,21 @@ def horizontal_bars(values: Mapping[str, float], x: str) -> str:
     axes.tick_params(axis="y", labelcolor=INK)
     _label(axes, x, "")
     return _svg(figure)
+
+
+def histogram(series: Mapping[str, Sequence[float]], x: str, bins: int = 30) -> str:
+    """Outlines of several samples over shared bins, each as its share of the sample."""
+    import numpy as np
+
+    figure, axes = _axes(6.4, 2.7)
+    everything = np.concatenate([np.asarray(values, dtype=float) for values in series.values()])
+    low, high = np.quantile(everything, [0.002, 0.998])
+    edges = np.linspace(low, high if high > low else low + 1, bins + 1)
+    for s, (name, values) in enumerate(series.items()):
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        axes.stairs(
+            counts / max(1, len(values)), edges, color=PALETTE[s % len(PALETTE)], label=name, linewidth=1.3
+        )
+    axes.legend(fontsize=7, frameon=False)
+    _label(axes, x, "share of documents")
+    return _svg(figure)

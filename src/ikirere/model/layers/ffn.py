@@ -2,22 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.model.layers.mixer import Linear
+from ikirere.errors import UserError
+from ikirere.model.config import ModelConfig
+from ikirere.model.layers.mixer import Context, Linear, check_settings
 
 
-class SwiGLU(nn.Module):
+class FeedForward(nn.Module):
+    """Base of all feed-forward kinds: x [B, T, hidden_size] -> the same shape, each place by itself."""
+
+    settings: ClassVar[tuple[str, ...]] = ()
+    """Names accepted below `model.ffns.<name>` of a recipe."""
+    residual: ClassVar[tuple[str, ...]] = ("down_proj",)
+    """Matrices that write into the residual stream; they start smaller."""
+
+    def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        raise TypeError(f"{type(self).__name__} computes nothing; write its forward")
+
+    def start(self, generator: torch.Generator) -> None:
+        """Sets what is neither a normal matrix nor a norm, after all else is drawn."""
+
+
+class SwiGLU(FeedForward):
     """down(silu(gate(x)) * up(x)). x [B, T, hidden_size] -> the same shape and dtype."""
 
-    residual = ("down_proj",)
+    def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
+        super().__init__(config, settings)
+        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
-        super().__init__()
-        self.gate_proj = Linear(hidden_size, intermediate_size)
-        self.up_proj = Linear(hidden_size, intermediate_size)
-        self.down_proj = Linear(intermediate_size, hidden_size)
-
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+FFNS: dict[str, type[FeedForward]] = {
+    "dense": SwiGLU,
+}
+
+
+def ffns_of(config: ModelConfig) -> list[type[FeedForward]]:
+    """The feed-forward kind of each layer. Raises UserError for names that `FFNS` does not hold."""
+    accepted = f"accepted are {', '.join(FFNS)}"
+    if unknown := sorted(set(config.ffn_kinds) - set(FFNS)):
+        raise UserError(
+            f"model.ffn_pattern {config.ffn_pattern!r}: no feed-forward {unknown[0]!r}; {accepted}"
+        )
+    for name, settings in config.ffns.items():
+        if name not in FFNS:
+            raise UserError(f"model.ffns.{name}: no such feed-forward; {accepted}")
+        check_settings(name, settings, FFNS[name].settings, "ffns")
+    return [FFNS[kind] for kind in config.ffn_kinds]

@@ -110,8 +110,10 @@ class Mixer(nn.Module):
         raise TypeError(f"{cls.__name__} remembers nothing; write its new_state")
 
 
-def check_settings(name: str, given: Iterable[str], accepted: tuple[str, ...]) -> None:
-    """Raises UserError for a key below `model.mixers.<name>` that the mixer does not know."""
+def check_settings(
+    name: str, given: Iterable[str], accepted: tuple[str, ...], section: str = "mixers"
+) -> None:
+    """Raises UserError for a key below `model.<section>.<name>` that the part does not know."""
     if unknown := sorted(set(given) - set(accepted)):
         known = f"accepted are {', '.join(accepted)}" if accepted else "it takes none"
-        raise UserError(f"model.mixers.{name}.{unknown[0]}: the mixer {name!r} has no such setting; {known}")
+        raise UserError(f"model.{section}.{name}.{unknown[0]}: {name!r} has no such setting; {known}")

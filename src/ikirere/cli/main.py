@@ -1,14 +1,15 @@
-"""The front door: one command per verb. Nothing is imported before it is needed."""
+"""The verbs. Nothing is imported before it is needed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ikirere import __version__
+from ikirere.cli.data import app as data_app
+from ikirere.cli.shared import AsJson, Overrides, RecipeFile, RunFolder, end
 
 app = typer.Typer(
     name="ikirere",
@@ -19,22 +20,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeFile = Annotated[
-    Path, typer.Argument(metavar="RECIPE", help="A recipe's YAML file.", show_default=False)
-]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace the recipe's.")
-]
-RunFolder = Annotated[
-    Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/demo.", show_default=False)
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def _end(action: Callable[[], int | None], resumable: bool = False) -> None:
-    from ikirere.programme.failures import guard
-
-    raise typer.Exit(guard(lambda: action() or 0, resumable=resumable))
+app.add_typer(data_app, name="data")
 
 
 @app.command()
@@ -57,7 +43,7 @@ def run(
 
         return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage)
 
-    _end(action, resumable=True)
+    end(action, resumable=True)
 
 
 @app.command()
@@ -75,7 +61,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) 
         else:
             print(render(made), end="")
 
-    _end(action)
+    end(action)
 
 
 @app.command()
@@ -92,7 +78,7 @@ def status(run: RunFolder, json: AsJson = False) -> None:
         else:
             show_status(run, console())
 
-    _end(action)
+    end(action)
 
 
 @app.command()
@@ -104,7 +90,7 @@ def verify(run: RunFolder) -> None:
 
         return verify_and_say(run, print)
 
-    _end(action)
+    end(action)
 
 
 @app.command()
@@ -119,7 +105,7 @@ def chat(
 
         talk(run, tools=tools)
 
-    _end(action)
+    end(action)
 
 
 @app.command()
@@ -137,7 +123,7 @@ def serve(
 
         listen(run, host, port)
 
-    _end(action)
+    end(action)
 
 
 @app.command()
@@ -150,7 +136,7 @@ def report(run: RunFolder) -> None:
 
         return remake_report(run, load_stage)
 
-    _end(action)
+    end(action)
 
 
 @app.command()
