@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.data.dedup import ExactDedup, content_hash
-from ikirere.data.licence import PERMISSIVE, is_permissive, of_metadata, spdx, spdx_expression
+from ikirere.data.dedup import content_hash, url_key
+from ikirere.data.licence import PERMISSIVE, allowed, is_permissive, of_metadata, spdx, spdx_expression
 from ikirere.data.split import split
 
 MIT_TEXT = """The software comes as it is.
@@ -106,12 +106,42 @@ def test_duplicates_differ_in_form_only(lines: list[str]) -> None:
     assert content_hash(text) == content_hash(unicodedata.normalize("NFD", text))
 
 
-def test_duplicates_keep_the_first() -> None:
-    dedup = ExactDedup()
-    assert dedup.kept_copy("a", "x = 1\n") is None
-    assert dedup.kept_copy("b", "x = 1\r\n\r\n") == "a"
-    assert dedup.kept_copy("c", "x =  1\n") is None  # blanks inside a line count
-    assert dedup.kept_copy("d", " x = 1") is None  # and so does indentation
+def test_what_counts_as_the_same_text() -> None:
+    assert content_hash("x = 1\n") == content_hash("x = 1\r\n\r\n")
+    assert content_hash("x =  1\n") != content_hash("x = 1")  # blanks inside a line count
+    assert content_hash(" x = 1") != content_hash("x = 1")  # and so does indentation
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("https://www.Example.org/a/b/?utm_source=x&id=3#top", "example.org/a/b?id=3"),
+        ("http://example.org:80/a/b?id=3", "example.org/a/b?id=3"),
+        ("example.org/a", "example.org/a"),
+        ("", ""),
+        ("http://[broken", ""),
+    ],
+)
+def test_url_key(url: str, key: str) -> None:
+    assert url_key(url) == key
+
+
+@pytest.mark.parametrize(
+    ("expression", "policy", "in_"),
+    [
+        ("CC-BY-SA-4.0", "permissive", False),
+        ("CC-BY-SA-4.0", "open", True),
+        ("GFDL-1.3-no-invariants-or-later", "open", True),
+        ("CC-BY-SA-4.0 AND GPL-3.0-only", "open", True),
+        ("CC-BY-NC-SA-4.0", "open", False),
+        ("OPUBL-1.0", "open", False),
+        ("NOASSERTION", "open", False),
+        ("unknown", "open", False),
+        ("NOASSERTION", "any", True),
+    ],
+)
+def test_policies(expression: str, policy: str, in_: bool) -> None:
+    assert allowed(expression, policy) is in_
 
 
 entries = st.lists(

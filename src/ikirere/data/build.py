@@ -1,193 +1,237 @@
-"""Sources to documents: filtered, without copies, split, with a ledger of all that was left out."""
+"""Sources to documents: read, cleaned, compared, split and sealed, with a ledger of everything that was left out.
+
+The order: read; normalise and licence; exact duplicates and repeated addresses; near-duplicates; language, personal
+data, policy, quality, benchmarks; split. What is dropped early costs nothing later, and a copy that a licence forbids
+never stands in for one that it allows.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections import defaultdict
-from collections.abc import Callable
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from ikirere.data.dedup import ExactDedup
-from ikirere.data.document import DOCUMENT_SCHEMA, Document, TableWriter, read_rows
-from ikirere.data.licence import is_permissive
-from ikirere.data.sources import open_source
-from ikirere.data.sources.text import BAD_ROW, BINARY, UNDECODABLE, UNREADABLE
-from ikirere.data.split import split
+from ikirere.data.dedup import VERDICTS, ApplyVerdicts, find_repeated
+from ikirere.data.divide import divide
+from ikirere.data.engine import Engine
+from ikirere.data.passes import StepFigures, gather, gather_pass, part_name, run_pass
+from ikirere.data.reading import Read, digest, read_json, read_sources, write_json, write_table
+from ikirere.data.records import Records
+from ikirere.data.sources.local import expand
+from ikirere.data.steps import make_step
+from ikirere.data.steps.step import RowStep, StepContext
 from ikirere.errors import UserError
-from ikirere.recipe.sections import Data
+from ikirere.recipe.data import Data
 
-SPLITS = ("train", "heldout")
-TOO_LONG, LICENCE, DUPLICATE = "too-long", "licence", "duplicate"
-DAMAGED = (BINARY, UNDECODABLE, UNREADABLE, BAD_ROW)  # reasons that the user is told of while it runs
-
-# One row per document or file that is not in the result. id is '' for files that never became a document;
-# kept is the id of the copy that stayed.
-DROPPED_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "path", "reason", "kept", "source", "domain", "licence")]
-    + [("bytes", pa.int64())]
-)
+LEDGER = "ledger"
+FIRST, LATER, LAST = ("normalise", "licence"), ("language", "pii", "policy"), ("quality", "decontaminate")
 
 
-def documents_file(split_name: str) -> str:
-    """Name of a split's file in the data stage's folder."""
-    return f"documents-{split_name}.parquet"
+@dataclass
+class Build:
+    """One build under way: where it works, and what it found so far."""
 
+    data: Data
+    recipe_folder: Path
+    folder: Path
+    seed: int
+    advance: Callable[[int], None]
+    say: Callable[[str], None]
+    figures: list[StepFigures] = field(default_factory=list)
+    read: Read = field(default_factory=Read)
+    key: str = ""
+    notes: list[str] = field(default_factory=list)
 
-class _Tally:
-    """Documents and bytes by some key."""
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.data.engine, self.data.workers)
+        self.work = self.folder / "work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.folder / LEDGER, ignore_errors=True)
 
-    def __init__(self) -> None:
-        self.sums: dict[tuple[str, ...], list[int]] = defaultdict(lambda: [0, 0])
+    def context(self, step: str) -> StepContext:
+        folder = self.work / "models" / step
+        folder.mkdir(parents=True, exist_ok=True)
+        return StepContext(self.data, self.recipe_folder, folder, self.seed, self.say)
 
-    def add(self, *key: str, n_bytes: int) -> None:
-        entry = self.sums[key]
-        entry[0] += 1
-        entry[1] += n_bytes
+    # ------------------------------------------------------------ the steps
 
-    def rows(self, *names: str) -> list[dict[str, Any]]:
-        return [
-            dict(zip(names, key)) | {"documents": documents, "bytes": n_bytes}
-            for key, (documents, n_bytes) in sorted(self.sums.items())
-        ]
+    def reading(self) -> list[Path]:
+        self.read = read_sources(self.data, self.recipe_folder, self.work / "read", self.advance, self.say)
+        rows = gather(self.read.ledgers, self.folder / LEDGER / "read.parquet")
+        figures = StepFigures("read", bytes_in=self.read.n_bytes, bytes_out=self.read.n_bytes)
+        figures.documents_in = figures.documents_out = self.read.documents
+        if rows:
+            for reason in pq.read_table(self.folder / LEDGER / "read.parquet", columns=["reason"])[
+                "reason"
+            ].to_pylist():
+                figures.reasons[reason][0] += 1
+        self.figures.append(figures)
+        self.key = digest([_stamp(p) for p in self.read.parts])
+        return self.read.parts
 
+    def rows(self, name: str, steps: Sequence[str], parts: list[Path]) -> list[Path]:
+        """A pass of the registry's steps of these names; those that the recipe leaves out are left out."""
+        made = [made for step in steps if (made := make_step(step, self.context(step))) is not None]
+        if not made:
+            return parts
+        for step in made:
+            began = time.perf_counter()
+            step.prepare(parts)
+            if (seconds := time.perf_counter() - began) > 5:
+                self.say(f"{step.name}: made ready in {seconds:.0f} s")
+        return self.apply(name, made, parts)
 
-class _Filter:
-    """Decides on each document and keeps the ledger."""
+    def apply(self, name: str, steps: Sequence[RowStep], parts: list[Path]) -> list[Path]:
+        settings = [getattr(self.data, s.name, None) for s in steps]
+        self.key = digest(
+            self.key,
+            self.seed,
+            [(s.name, s.fingerprint()) for s in steps],
+            [s.model_dump(mode="json") if s is not None else None for s in settings],
+            [self.data.licences, self.data.max_document_bytes, self.data.evaluation_sets],
+        )
+        out = self.work / name
+        began = time.perf_counter()
+        made, figures = run_pass(self.engine, steps, parts, out, self.key)
+        names = [part_name(p) for p in parts]
+        gather_pass(out, self.folder / LEDGER, names)
+        self.figures += figures
+        seconds = time.perf_counter() - began
+        for step in figures:
+            self.say(
+                f"{step.step}: {step.documents_in} -> {step.documents_out} documents"
+                + "".join(f", {reason} {count}" for reason, (count, _) in sorted(step.reasons.items()))
+                + (f" ({seconds:.0f} s together)" if step is figures[-1] and seconds >= 10 else "")
+            )
+        return made
 
-    def __init__(self, config: Data, dropped: TableWriter) -> None:
-        self.config, self.dropped = config, dropped
-        self.dedup = ExactDedup()
-        self.reasons, self.licences = _Tally(), _Tally()
-        self.damaged: dict[str, list[str]] = defaultdict(
-            list
-        )  # source -> files that should have been readable
+    def exact(self, parts: list[Path]) -> list[Path]:
+        # The verdicts are of the same key as the parts; a pass that is finished is not judged again.
+        out, key = self.work / "exact", self.key
+        done = read_json(out / "judged.json")
+        if done != key:
+            find_repeated(self.engine, parts, out)
+            write_json(out / "judged.json", key)
+        return self.apply("unique", [ApplyVerdicts("exact", str(out / "verdicts.parquet"))], parts)
 
-    def skipped(self, path: str, reason: str, source: str) -> None:
-        """A file that gave no document."""
-        self.dropped.add({"id": "", "path": path, "reason": reason, "kept": "", "source": source, "bytes": 0})
-        self.reasons.add(reason, n_bytes=0)
-        if reason in DAMAGED:
-            self.damaged[source].append(f"{path} ({reason})")
+    def near(self, parts: list[Path]) -> list[Path]:
+        settings = self.data.near_duplicates
+        if settings is None:
+            return parts
+        out = self.work / "near"
+        against = [f for name in settings.against for f in self._against(name)]
+        key = digest(self.key, settings.model_dump(mode="json"), [_stamp(p) for p in against])
+        if read_json(out / "judged.json") != key:
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir()
+            from ikirere.data.near import find_near_duplicates
 
-    def keeps(self, document: Document) -> bool:
-        kept: str | None = None
-        if document.n_bytes > self.config.max_document_bytes:
-            reason = TOO_LONG
-        elif self.config.licences == "permissive" and not is_permissive(document.licence):
-            reason = LICENCE
-        elif kept := self.dedup.kept_copy(document.id, document.text):
-            reason = DUPLICATE
-        else:
-            self.licences.add(document.licence, document.domain, "kept", n_bytes=document.n_bytes)
-            return True
-        row = document.row() | {"reason": reason, "kept": kept or "", "bytes": document.n_bytes}
-        del row["text"]
-        self.dropped.add(row)
-        self.reasons.add(reason, n_bytes=document.n_bytes)
-        self.licences.add(document.licence, document.domain, reason, n_bytes=document.n_bytes)
-        return False
+            found = find_near_duplicates(parts, settings, self.engine, out / "spill", against, self.say)
+            write_table(_verdicts(parts, found.dropped, found.families), out / "verdicts.parquet")
+            shutil.copy2(found.pairs, out / "pairs.parquet")
+            write_json(out / "figures.json", dict(found.figures))
+            shutil.rmtree(out / "spill", ignore_errors=True)
+            write_json(out / "judged.json", key)
+        (self.folder / LEDGER).mkdir(exist_ok=True)
+        shutil.copy2(out / "pairs.parquet", self.folder / LEDGER / "near-pairs.parquet")
+        return self.apply("apart", [ApplyVerdicts("near", str(out / "verdicts.parquet"))], parts)
+
+    def _against(self, name: str) -> list[Path]:
+        place = expand(name, "data.near_duplicates.against", self.recipe_folder)
+        files = [place] if place.is_file() else sorted(place.glob("**/*.parquet"))
+        if not files:
+            raise UserError(f"data.near_duplicates.against: no Parquet file at {place}")
+        return files
 
 
 def build(
-    config: Data,
+    data: Data,
     recipe_folder: Path,
     folder: Path,
+    seed: int = 0,
+    mixtures: Mapping[str, Mapping[str, float]] | None = None,
     advance: Callable[[int], None] = lambda amount: None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Write documents-train.parquet, documents-heldout.parquet, dropped.parquet and counts.json into `folder`.
+    """Write documents-train.parquet, documents-heldout.parquet, ledger/, manifests/, seal.json and counts.json.
 
-    In this order: longest allowed text, licence policy, exact duplicates (the first copy in the order of the
-    sources is kept), split by group. Deterministic for equal sources. Texts pass through one by one; what is kept
-    in memory is some 300 bytes per document.
-    advance: called with the UTF-8 bytes of each document read.
-    Returns the counts: `domains`, `licences`, `dropped` as lists of rows, `notes` as lines.
-    Raises UserError for an empty source, and for a domain of which nothing is left.
+    mixtures: name -> weights by domain; each becomes a manifest over the domains' sets. Deterministic for equal
+    sources, keys and seed, whatever the engine and the number of workers. A build that was killed goes on where it
+    was. advance: called with the UTF-8 bytes of each document read.
+    Returns the counts, as they are in counts.json. Raises UserError for an empty source, a domain of which nothing is
+    left, a mixture of unknown domains, and as the steps do.
     """
-    staging = folder / "documents.parquet"
-    entries: list[tuple[str, str, str, int]] = []
-    with TableWriter(folder / "dropped.parquet", DROPPED_SCHEMA) as dropped:
-        judge = _Filter(config, dropped)
-        with TableWriter(staging, DOCUMENT_SCHEMA) as writer:
-            for source in config.sources:
-                read: set[str] = set()
-
-                def skipped(path: str, reason: str, source_name: str = source.name) -> None:
-                    judge.skipped(path, reason, source_name)
-
-                for document in open_source(source, recipe_folder, skipped, say):
-                    advance(document.n_bytes)
-                    read.add(document.domain)
-                    if judge.keeps(document):
-                        writer.add(document.row())
-                        entries.append((document.domain, document.group, document.id, document.n_bytes))
-                if bad := judge.damaged[source.name]:
-                    say(
-                        f"source {source.name}: {len(bad)} files or rows left out, first {bad[0]}; see dropped.parquet"
-                    )
-                _nothing_left(config, source.name, read, {e[0] for e in entries})
-    decided = split(entries, config.heldout)
-    heldout = {e[2] for e in entries if decided.heldout(*e[:3])}
-    _write_splits(folder, staging, heldout)
-    domains = _domains(entries, heldout)
-    counts = {
-        "domains": domains,
-        "licences": judge.licences.rows("licence", "domain", "outcome"),
-        "dropped": judge.reasons.rows("reason"),
-        "notes": decided.notes,
-    }
-    for row in domains:
-        if config.heldout < 1 and not row["train_documents"]:
-            raise UserError(
-                f"data.heldout: {config.heldout} leaves no training document in the domain {row['domain']}; "
-                "lower it or give the domain more documents"
-            )
-    for note in decided.notes:
-        say(note)
-    part = folder / "counts.json.part"
-    part.write_text(json.dumps(counts, indent=1), encoding="utf-8")
-    part.replace(folder / "counts.json")
+    work = Build(data, recipe_folder, folder, seed, advance, say)
+    parts = raw = work.reading()
+    parts = work.rows("first", FIRST, parts)
+    parts = work.exact(parts)
+    parts = work.near(parts)
+    parts = work.rows("later", LATER, parts)
+    parts = work.rows("last", LAST, parts)
+    divided = divide(parts, data.heldout, folder, say)
+    _nothing_lost(data, raw, divided.domains, work.figures)
+    records = Records(folder, data, recipe_folder, divided, work.figures, mixtures or {})
+    counts = records.write()
+    # The texts as they were read stay, so that another filter does not read the sources again.
+    for name in ("last", "later", "apart", "unique", "first", "exact", "near", "models"):
+        shutil.rmtree(work.work / name, ignore_errors=True)
     return counts
 
 
-def _nothing_left(config: Data, source: str, read: set[str], kept: set[str]) -> None:
-    for domain in sorted(read - kept):
+def _stamp(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _verdicts(parts: Sequence[Path], dropped: pa.Table, families: pa.Table) -> pa.Table:
+    """What near-duplicates found, by `order`."""
+    family = dict(zip(families.column("id").to_pylist(), families.column("family").to_pylist()))
+    gone = {row["id"]: row for row in dropped.to_pylist()}
+    rows = []
+    for part in parts:
+        keys = pq.read_table(part, columns=["id", "order"])
+        for identity, order in zip(keys.column("id").to_pylist(), keys.column("order").to_pylist()):
+            if identity not in family and identity not in gone:
+                continue
+            row = gone.get(identity)
+            detail = {k: row[k] for k in ("jaccard", "kept_set", "because")} if row else {}
+            rows.append(
+                {
+                    "order": order,
+                    "reason": "near-duplicate" if row else "",
+                    "kept": row["kept"] if row else "",
+                    "detail": json.dumps(detail) if row else "",
+                    "family": family.get(identity, ""),
+                }
+            )
+    return pa.Table.from_pylist(rows, schema=VERDICTS)
+
+
+def _nothing_lost(
+    data: Data, raw: Sequence[Path], left: Sequence[Mapping[str, Any]], figures: Sequence[StepFigures]
+) -> None:
+    read: set[str] = set()
+    for part in raw:
+        read |= set(pq.read_table(part, columns=["domain"]).column("domain").unique().to_pylist())
+    reasons = {r: n for f in figures for r, (n, _) in f.reasons.items() if f.documents_out < f.documents_in}
+    most = ", ".join(f"{r} {n}" for r, n in sorted(reasons.items(), key=lambda item: -item[1])[:4])
+    for domain in sorted(read - {row["domain"] for row in left}):
         raise UserError(
-            f"data.sources ({source}): every document of the domain {domain} was dropped (data.licences "
-            f"{config.licences!r}, data.max_document_bytes {config.max_document_bytes}, duplicates); "
-            "set `data.licences: any`, raise the limit or name another source"
+            f"data.sources: every document of the domain {domain} was dropped (over all domains: {most}); "
+            f"`data.licences` is {data.licences!r}, `data.max_document_bytes` {data.max_document_bytes}: widen them, "
+            "or leave a filter out"
         )
-
-
-def _write_splits(folder: Path, staging: Path, heldout: set[str]) -> None:
-    train_path, heldout_path = (folder / documents_file(name) for name in SPLITS)
-    with (
-        TableWriter(train_path, DOCUMENT_SCHEMA) as train,
-        TableWriter(heldout_path, DOCUMENT_SCHEMA) as held,
-    ):
-        for row in read_rows(staging):
-            (held if row["id"] in heldout else train).add(row)
-    staging.unlink()
-
-
-def _domains(entries: list[tuple[str, str, str, int]], heldout: set[str]) -> list[dict[str, Any]]:
-    """Counts of each domain: documents, bytes and groups, whole and by split."""
-    rows: dict[str, dict[str, Any]] = {}
-    groups: dict[tuple[str, str], set[str]] = defaultdict(set)
-    for domain, group, identity, n_bytes in entries:
-        name = "heldout" if identity in heldout else "train"
-        row = rows.setdefault(
-            domain,
-            {"domain": domain}
-            | {f"{s}{k}": 0 for s in ("", "train_", "heldout_") for k in ("documents", "bytes")},
-        )
-        for prefix in ("", f"{name}_"):
-            row[f"{prefix}documents"] += 1
-            row[f"{prefix}bytes"] += n_bytes
-        groups[domain, name].add(group)
-    for domain, row in rows.items():
-        row |= {f"{name}_groups": len(groups[domain, name]) for name in SPLITS}
-    return [rows[domain] for domain in sorted(rows)]
+    for row in left:
+        if data.heldout < 1 and not row["train_documents"]:
+            raise UserError(
+                f"data.heldout: {data.heldout} leaves no training document in the domain {row['domain']}; "
+                "lower it or give the domain more documents"
+            )

@@ -7,6 +7,8 @@ which order tasks ended: files keep their names, and rows are sorted before they
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +21,7 @@ from ikirere.errors import UserError
 if TYPE_CHECKING:
     import daft
 
+_RUNNING: list[str] = []  # the runner of this process, once there is one
 Work = Callable[[str], dict[str, Any]]  # a path in, figures as plain JSON values out
 
 
@@ -31,26 +34,25 @@ class Engine:
 
     def __init__(self, name: Literal["native", "ray"] = "native", workers: int | None = None) -> None:
         self.name = name
-        self.workers = workers or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.workers = workers or cores or 1
         # Read when Daft is imported; it reports its use otherwise.
         os.environ["DO_NOT_TRACK"] = "true"
         os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
         import daft
 
         self._daft = daft
-        try:
+        if not _RUNNING:
             if name == "ray":
                 _start_ray(workers)
                 daft.set_runner_ray(noop_if_initialized=True)
             else:
                 daft.set_runner_native()
-        except Exception as error:
-            if "runner" not in str(error).lower():
-                raise
-            raise UserError(f"data.engine: {name} cannot follow another engine in one process ({error})") from None
-        running = daft.get_or_infer_runner_type()
-        if running != name:
-            raise UserError(f"data.engine: this process already runs Daft on {running}, {name} was asked for")
+            _RUNNING.append(name)
+        if _RUNNING[0] != name:
+            raise UserError(
+                f"data.engine: this process runs Daft on {_RUNNING[0]} already; {name} needs one of its own"
+            )
 
     def each(self, work: Work, paths: Sequence[Path]) -> list[dict[str, Any]]:
         """`work(path)` for every path, in processes of their own; results in the order of the paths.
@@ -68,8 +70,6 @@ class Engine:
         else:
             rows = rows.into_batches(1)
         done = rows.select(daft.col("path"), task(daft.col("path")).alias("done")).to_pydict()
-        import json
-
         found = dict(zip(done["path"], map(json.loads, done["done"])))
         results = [found[str(p)] for p in paths]
         for result in results:
@@ -92,8 +92,6 @@ class _Task:
         self.work = work
 
     def __call__(self, path: str) -> str:
-        import json
-
         try:
             return json.dumps({"value": self.work(path)})
         except UserError as error:
@@ -113,5 +111,5 @@ def _start_ray(workers: int | None) -> None:
             num_cpus=None if os.environ.get("RAY_ADDRESS") else workers,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
         )

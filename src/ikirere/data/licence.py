@@ -25,6 +25,13 @@ _PERMISSIVE = """
 """
 PERMISSIVE = frozenset(_PERMISSIVE.split())
 
+# Free to use, change and pass on, with conditions on what is passed on (share-alike, copyleft): by SPDX's families.
+# Licences that forbid commercial use or changes are in none of them, nor is OPUBL-1.0 with its options.
+_SHARE_ALIKE = re.compile(
+    r"(CC-BY-SA-\d|A?GPL-\d|LGPL-\d|GFDL-\d|MPL-\d|EPL-\d|EUPL-\d|CDDL-1|ODbL-1|OSL-\d|CECILL-|LPPL-1|Artistic-1|Ruby$)"
+)
+POLICIES = ("permissive", "open", "any")
+
 # Trove classifiers of Python packages by their last part, lower case.
 CLASSIFIERS = {
     "academic free license (afl)": "AFL-3.0",
@@ -204,13 +211,26 @@ def of_metadata(
 def is_permissive(expression: str) -> bool:
     """Whether everything under the expression may be used with attribution at most: each side of an AND, either
     side of an OR. WITH adds permissions and counts as its licence. Unknown ids are not permissive."""
+    return allowed(expression, "permissive")
+
+
+@lru_cache(maxsize=4096)
+def allowed(expression: str, policy: str) -> bool:
+    """Whether a policy of POLICIES lets a document under the expression in.
+
+    `permissive`: attribution at most. `open`: also share-alike and copyleft. `any`: everything. What nobody declares
+    (unknown, NOASSERTION) and licences of neither list are let in by `any` alone.
+    """
+    if policy == "any":
+        return True
     tree = _parse(expression.strip()) if expression.strip() else None
-    return tree is not None and _permissive(tree)
+    return tree is not None and _allowed(tree, policy == "open")
 
 
-def _permissive(node) -> bool:  # type: ignore[no-untyped-def]
+def _allowed(node, share_alike: bool) -> bool:  # type: ignore[no-untyped-def]
     if isinstance(node, LicenseWithExceptionSymbol):
-        return _permissive(node.license_symbol)
+        return _allowed(node.license_symbol, share_alike)
     if arguments := getattr(node, "args", ()):
-        return (any if type(node).__name__ == "OR" else all)(_permissive(a) for a in arguments)
-    return getattr(node, "key", "") in PERMISSIVE
+        return (any if type(node).__name__ == "OR" else all)(_allowed(a, share_alike) for a in arguments)
+    key = getattr(node, "key", "")
+    return key in PERMISSIVE or (share_alike and _SHARE_ALIKE.match(key) is not None)

@@ -2,8 +2,8 @@
 
 A folder of shards holds, for each domain and split, `<domain>-<split>.bin` (token ids, uint16 where the
 vocabulary is below 65,536, else uint32, little endian; each document ends with <eos>) and
-`<domain>-<split>.npz` (`offsets` int64 [n+1] in tokens, `n_bytes` int64 [n] of UTF-8 text, `ids` of the
-documents, ASCII [n]), and one `manifest.json` with counts and the sha256 of every file.
+`<domain>-<split>.npz` (`offsets` int64 [n+1] in tokens, `n_bytes` int64 [n] of UTF-8 text, `ids` and `families` of
+the documents, ASCII [n]), and one `manifest.json` with counts, the sha256 of every file and the seal of the splits.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 import pyarrow.parquet as pq
 
+from ikirere.data.seal import Side, check_seal
 from ikirere.errors import UserError
 
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
 ENCODE_BYTES = 2_000_000  # text handed to the tokenizer at once; bounds memory, keeps its threads busy
 
 
@@ -93,18 +94,20 @@ class _Writer:
         self.lengths: list[int] = []
         self.n_bytes: list[int] = []
         self.ids: list[str] = []
+        self.families: list[str] = []
 
     @staticmethod
     def _part(path: Path) -> Path:
         return path.with_name(path.name + ".part")
 
-    def add(self, ids: list[int], eos: int, n_bytes: int, identity: str) -> None:
+    def add(self, ids: list[int], eos: int, n_bytes: int, identity: str, family: str) -> None:
         data = np.array([*ids, eos], dtype=self.dtype).tobytes()
         self.handle.write(data)
         self.digest.update(data)
         self.lengths.append(len(ids) + 1)
         self.n_bytes.append(n_bytes)
         self.ids.append(identity)
+        self.families.append(family)
 
     def close(self) -> dict[str, Any]:
         _sync_close(self.handle)
@@ -115,6 +118,7 @@ class _Writer:
                 offsets=offsets,
                 n_bytes=np.array(self.n_bytes, dtype=np.int64),
                 ids=np.array(self.ids, dtype="S32"),
+                families=np.array(self.families, dtype="S32"),
             )
             handle.flush()
             os.fsync(handle.fileno())
@@ -144,7 +148,9 @@ def _text_batches(parquet: Path) -> Iterator[list[dict[str, Any]]]:
     """Rows (id, text, domain) in groups of about ENCODE_BYTES of text."""
     rows: list[dict[str, Any]] = []
     size = 0
-    for batch in pq.ParquetFile(parquet).iter_batches(batch_size=256, columns=["id", "text", "domain"]):
+    file = pq.ParquetFile(parquet)
+    columns = [c for c in ("id", "text", "domain", "family") if c in file.schema_arrow.names]
+    for batch in file.iter_batches(batch_size=256, columns=columns):
         for row in batch.to_pylist():
             rows.append(row)
             size += len(row["text"])
@@ -160,10 +166,12 @@ def write_shards(
     tokenizer: Encoder,
     folder: Path,
     advance: Callable[[int], None] = lambda amount: None,
+    seal: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Encode document files into shards, in the files' order.
 
-    parquet: split name -> a Parquet file with the columns id, text, domain.
+    parquet: split name -> a Parquet file with the columns id, text, domain and, where there is one, family.
+    seal: of these splits (`data.seal`), checked here and whenever the shards are opened.
     advance: called with the UTF-8 bytes just encoded.
     Returns the manifest, which is written last: a folder without it is not a folder of shards.
     """
@@ -180,7 +188,7 @@ def write_shards(
                 if domain not in writers:
                     writers[domain] = _Writer(folder, f"{_file_stem(domain)}-{split}", dtype)
                 n_bytes = len(row["text"].encode())
-                writers[domain].add(ids, tokenizer.eos, n_bytes, row["id"])
+                writers[domain].add(ids, tokenizer.eos, n_bytes, row["id"], row.get("family") or row["id"])
                 advance(n_bytes)
         shards += [{"domain": d, "split": split} | writers[d].close() for d in sorted(writers)]
     manifest = {
@@ -188,7 +196,10 @@ def write_shards(
         "tokenizer": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "shards": shards,
+        "seal": dict(seal) if seal is not None else None,
     }
+    if seal is not None:
+        check_seal(seal, _sides(folder, shards), str(folder))
     manifest["sha256"] = _manifest_hash(manifest)
     part = folder / f"{MANIFEST}.part"
     with part.open("wb") as handle:
@@ -197,6 +208,19 @@ def write_shards(
         os.fsync(handle.fileno())
     part.replace(folder / MANIFEST)
     return manifest
+
+
+def _sides(folder: Path, entries: list[dict[str, Any]]) -> dict[str, Side]:
+    """Ids and families of every split's documents."""
+    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    for entry in entries:
+        name = next(n for n in entry["files"] if n.endswith(".npz"))
+        with np.load(folder / name) as index:
+            found.setdefault(entry["split"], []).append((index["ids"], index["families"]))
+    return {
+        split: (np.concatenate([i for i, _ in parts]), np.concatenate([f for _, f in parts]))
+        for split, parts in found.items()
+    }
 
 
 def _file_stem(domain: str) -> str:
@@ -238,7 +262,8 @@ def open_shards(
 
     verify: hash every file (about 1 GB/s); without it only sizes are compared.
     tokenizer_sha256: where given, the tokenizer that the shards must have been made with.
-    Raises UserError naming the file that is missing, altered or of another tokenizer.
+    Raises UserError naming the file that is missing, altered or of another tokenizer, and where the seal between the
+    splits is broken.
     """
     manifest = read_manifest(folder)
     if tokenizer_sha256 is not None and manifest["tokenizer"] != tokenizer_sha256:
@@ -261,6 +286,8 @@ def open_shards(
             shards[entry["domain"], entry["split"]] = Shard(
                 data.view(np.ndarray), index["offsets"], index["n_bytes"], index["ids"]
             )
+    if manifest.get("seal") is not None:
+        check_seal(manifest["seal"], _sides(folder, manifest["shards"]), str(folder))
     return shards
 
 

@@ -34,7 +34,7 @@ def _order(name: str) -> bytes:
 
 def split(documents: Iterable[tuple[str, str, str, int]], share: float) -> Split:
     """documents: (domain, group, id, bytes); share: of each domain's bytes, 0 to 1. Deterministic, and the same
-    in whatever order the documents come."""
+    in whatever order the documents come. `id` may be a family, whose documents then stay together."""
     sizes: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     members: dict[str, list[tuple[str, int]]] = defaultdict(list)
     for domain, group, identity, n_bytes in documents:

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ikirere.data.build import SPLITS, build, documents_file
+from ikirere.data.build import build
+from ikirere.data.divide import SEAL, SPLITS, documents_file
+from ikirere.data.reading import read_json
 from ikirere.data.shards import write_shards
 from ikirere.data.sources import fingerprint, size
 from ikirere.programme.measure import read_rows
@@ -14,17 +16,22 @@ from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
 
+RAW = ("domains.jsonl", "licences.jsonl", "dropped.jsonl", "steps.jsonl", "mixtures.jsonl", "samples.jsonl")
+FILES = (*(documents_file(s) for s in SPLITS), "ledger", "manifests", SEAL, "counts.json", *RAW)
+
 
 class DataStage:
-    """Artifacts: documents-train.parquet, documents-heldout.parquet, dropped.parquet, counts.json and the raw rows
-    domains.jsonl, licences.jsonl, dropped.jsonl. Metrics: documents/<domain>, bytes/<domain>,
-    heldout_share/<domain>, dropped/<reason>."""
+    """Artifacts: documents-train.parquet, documents-heldout.parquet, ledger/, manifests/, seal.json, counts.json and
+    raw rows. Metrics: documents/<domain>, bytes/<domain>, heldout_share/<domain>, dropped/<reason>,
+    kept_share/<step>, contaminated_documents (left in training), unchecked_evaluation_sets."""
 
     name: ClassVar[str] = "data"
     needs: ClassVar[tuple[str, ...]] = ()
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
-        return recipe.data.model_dump(mode="json", exclude={"evaluation_sets"})
+        # Neither the engine nor the number of workers changes the result.
+        data = recipe.data.model_dump(mode="json", exclude={"engine", "workers"})
+        return {"data": data, "seed": recipe.seed, "mixtures": mixtures(recipe)}
 
     def external(self, recipe: Recipe, recipe_folder: Path) -> str:
         return " ".join(fingerprint(source, recipe_folder) for source in recipe.data.sources)
@@ -33,28 +40,44 @@ class DataStage:
         data = context.recipe.data
         total = sum(size(source, context.recipe_folder) for source in data.sources)
         with context.progress("reading documents", total, "B") as bar:
-            counts = build(data, context.recipe_folder, context.folder, bar.advance, context.say)
-        context.write_rows("domains.jsonl", counts["domains"])
-        context.write_rows("licences.jsonl", counts["licences"])
-        context.write_rows("dropped.jsonl", counts["dropped"])
-        result = StageResult(
-            artifacts=[documents_file(s) for s in SPLITS]
-            + ["dropped.parquet", "counts.json", "domains.jsonl", "licences.jsonl", "dropped.jsonl"]
-        )
+            counts = build(
+                data,
+                context.recipe_folder,
+                context.folder,
+                context.seed,
+                mixtures(context.recipe),
+                bar.advance,
+                context.say,
+            )
+        for name in RAW:
+            context.write_rows(name, counts[name.removesuffix(".jsonl")])
+        result = StageResult(artifacts=list(FILES))
+        add = result.metrics.append
         for row in counts["domains"]:
             here = {"domain": row["domain"]}
             for field in ("documents", "bytes"):
-                name = f"{field}/{row['domain']}"
-                result.metrics.append(context.metric(name, "scalar", "domains.jsonl", field, where=here))
+                add(context.metric(f"{field}/{row['domain']}", "scalar", "domains.jsonl", field, where=here))
             name = f"heldout_share/{row['domain']}"
-            result.metrics.append(
-                context.metric(name, "ratio", "domains.jsonl", "heldout_bytes", "bytes", where=here)
-            )
+            add(context.metric(name, "ratio", "domains.jsonl", "heldout_bytes", "bytes", where=here))
         for row in counts["dropped"]:
-            here = {"reason": row["reason"]}
-            name = f"dropped/{row['reason']}"
-            result.metrics.append(context.metric(name, "scalar", "dropped.jsonl", "documents", where=here))
+            if row["action"] == "dropped":
+                here = {"step": row["step"], "reason": row["reason"]}
+                add(
+                    context.metric(
+                        f"dropped/{row['reason']}", "scalar", "dropped.jsonl", "documents", where=here
+                    )
+                )
+        for row in counts["steps"]:
+            here = {"step": row["step"]}
+            name = f"kept_share/{row['step']}"
+            if row["bytes_in"]:
+                add(context.metric(name, "ratio", "steps.jsonl", "bytes_out", "bytes_in", where=here))
         return result
+
+
+def mixtures(recipe: Recipe) -> dict[str, dict[str, float]]:
+    """The mixture of each phase of pretraining, by the phase's name."""
+    return {phase.name: dict(phase.mixture) for phase in recipe.pretrain.phases}
 
 
 class ShardStage:
@@ -80,6 +103,7 @@ class ShardStage:
                 tokenizer,
                 context.folder / "shards",
                 bar.advance,
+                read_json(data / SEAL),
             )
         fields = ("domain", "split", "documents", "tokens", "bytes")
         context.write_rows("shards.jsonl", ({k: entry[k] for k in fields} for entry in manifest["shards"]))

@@ -26,6 +26,8 @@ def make_step(name: str, context: StepContext) -> RowStep | None:
     place, section = STEPS[name]
     if section and getattr(context.data, section) is None:
         return None
+    if section == "decontaminate" and not context.data.evaluation_sets:
+        return None
     module, attribute = place.split(":")
     made: RowStep = getattr(importlib.import_module(module), attribute)(context)
     return made

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -18,7 +18,19 @@ from ikirere.recipe.data import Data
 LEDGER_SCHEMA = pa.schema(
     [
         (name, pa.string())
-        for name in ("step", "action", "reason", "id", "path", "source", "domain", "licence", "kept", "detail", "excerpt")
+        for name in (
+            "step",
+            "action",
+            "reason",
+            "id",
+            "path",
+            "source",
+            "domain",
+            "licence",
+            "kept",
+            "detail",
+            "excerpt",
+        )
     ]
     + [("bytes", pa.int64())]
 )
@@ -54,7 +66,9 @@ class RowStep(Protocol):
     """A step that looks at one document at a time. Picklable; a model it needs is a file it opens when it is first
     used in a process."""
 
-    name: ClassVar[str]
+    @property
+    def name(self) -> str:
+        """As the registry has it; it names the ledger."""
 
     def prepare(self, parts: Sequence[Path]) -> None:
         """Make ready, given the Parquet files (DOCUMENT_SCHEMA) that the step is going to see. Called once, in the

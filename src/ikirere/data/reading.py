@@ -1,0 +1,171 @@
+"""Sources into Parquet parts: streaming, and continued where a kill left off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ikirere.data.document import DOCUMENT_SCHEMA, Document, TableWriter
+from ikirere.data.sources import fingerprint, open_source
+from ikirere.data.sources.text import BAD_ROW, BINARY, UNDECODABLE, UNREADABLE
+from ikirere.data.steps.step import LEDGER_SCHEMA
+from ikirere.recipe.data import Data, Source
+
+PART_BYTES = 8_000_000  # text of a part: what one worker holds at once
+SOURCE_BITS = 40  # `order` is source << SOURCE_BITS | row
+DAMAGED = (BINARY, UNDECODABLE, UNREADABLE, BAD_ROW)  # reasons that the user is told of while it runs
+STEP = "read"
+
+
+@dataclass
+class Read:
+    """What reading gave: parts and ledger files in the order of the sources, documents and bytes."""
+
+    parts: list[Path] = field(default_factory=list)
+    ledgers: list[Path] = field(default_factory=list)
+    documents: int = 0
+    n_bytes: int = 0
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """None where there is no such file, or one that is torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def digest(*values: Any) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_sources(
+    data: Data, recipe_folder: Path, folder: Path, advance: Callable[[int], None], say: Callable[[str], None]
+) -> Read:
+    """Read every source into `folder`. A source that is finished is not read again while its keys and what it reads
+    are the same; one that was cut short goes on behind its last whole part.
+
+    Raises UserError as the sources do, and for a source without documents.
+    """
+    result = Read()
+    for number, source in enumerate(data.sources):
+        place = folder / f"{number:02d}"
+        key = digest(source.model_dump(mode="json"), fingerprint(source, recipe_folder), PART_BYTES)
+        if read_json(place / "key.json") != key:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            write_json(place / "key.json", key)
+        done = read_json(place / "done.json")
+        if done is None:
+            done = _SourceReader(source, number, recipe_folder, place).run(advance, say)
+            write_json(place / "done.json", done)
+        else:
+            advance(done["bytes"])
+            say(f"source {source.name}: {done['documents']} documents read before")
+        result.parts += sorted(place.glob("part-*.parquet"))
+        result.ledgers += sorted(place.glob("skipped-*.parquet"))
+        result.documents += done["documents"]
+        result.n_bytes += done["bytes"]
+    return result
+
+
+class _SourceReader:
+    """One source into parts. Beside each part lies the ledger of what was skipped on the way to it."""
+
+    def __init__(self, source: Source, number: int, recipe_folder: Path, place: Path) -> None:
+        self.source, self.number, self.recipe_folder, self.place = source, number, recipe_folder, place
+        self.whole = sorted(place.glob("part-*.parquet"))
+        for leftover in place.glob("*.part"):
+            leftover.unlink()
+        for ledger in place.glob("skipped-*.parquet"):
+            if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
+                ledger.unlink()
+        # Skips that the finished parts account for come again when the source is walked anew.
+        self.known = sum(pq.read_metadata(p).num_rows for p in place.glob("skipped-*.parquet"))
+        self.rows: list[dict[str, Any]] = []
+        self.skips: list[dict[str, Any]] = []
+        self.damaged: list[str] = []
+        self.size = 0
+
+    def skipped(self, path: str, reason: str) -> None:
+        if reason in DAMAGED:
+            self.damaged.append(f"{path} ({reason})")
+        if self.known:
+            self.known -= 1
+            return
+        blank = dict.fromkeys(LEDGER_SCHEMA.names, "")
+        self.skips.append(
+            blank
+            | {
+                "step": STEP,
+                "action": "dropped",
+                "reason": reason,
+                "path": path,
+                "source": self.source.name,
+                "bytes": 0,
+            }
+        )
+
+    def run(self, advance: Callable[[int], None], say: Callable[[str], None]) -> dict[str, int]:
+        before = sum(pq.read_metadata(p).num_rows for p in self.whole)
+        if before:
+            say(f"source {self.source.name}: going on behind {before} documents")
+        count = n_bytes = 0
+        for document in open_source(self.source, self.recipe_folder, self.skipped, say):
+            advance(document.n_bytes)
+            n_bytes += document.n_bytes
+            if count >= before:
+                self._add(document, count)
+            count += 1
+        self._flush(last=True)
+        if self.damaged:
+            say(
+                f"source {self.source.name}: {len(self.damaged)} files or rows left out, first {self.damaged[0]}; "
+                "see ledger/read.parquet"
+            )
+        return {"documents": count, "bytes": n_bytes}
+
+    def _add(self, document: Document, row: int) -> None:
+        document.order = self.number << SOURCE_BITS | row
+        self.rows.append(document.row())
+        self.size += document.n_bytes
+        if self.size >= PART_BYTES:
+            self._flush()
+
+    def _flush(self, last: bool = False) -> None:
+        if not (self.rows or (last and self.skips)):
+            return
+        name = f"{len(self.whole):05d}.parquet"
+        with TableWriter(self.place / f"skipped-{name}", LEDGER_SCHEMA) as ledger:
+            for skip in self.skips:
+                ledger.add(skip)
+        # Written last: a part stands for everything up to its end.
+        write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
+        self.whole.append(self.place / f"part-{name}")
+        self.rows, self.skips, self.size = [], [], 0
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Parquet, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        pq.write_table(table, part, compression="zstd", compression_level=1, row_group_size=4096)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,66 @@
+"""The seal between training and held-out text: which documents are on which side, and that no family is on both.
+
+It is made when documents are split, travels with their shards, and is checked again whenever shards are opened.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ikirere.errors import UserError
+
+Side = tuple[np.ndarray, np.ndarray]  # ids and families, both bytes [n] (dtype S32)
+
+
+def ids_hash(ids: np.ndarray) -> str:
+    """Of a set of ids (bytes), whatever their order."""
+    return hashlib.sha256(b"\n".join(np.sort(ids).tolist())).hexdigest()
+
+
+def make_seal(sides: Mapping[str, Side]) -> dict[str, Any]:
+    """The seal of some splits. Raises UserError where a family is in two of them."""
+    body: dict[str, Any] = {
+        "format": 1,
+        "splits": {name: {"documents": len(ids), "ids": ids_hash(ids)} for name, (ids, _) in sides.items()},
+        "families": len(np.unique(np.concatenate([families for _, families in sides.values()]))),
+    }
+    _apart(sides, "data")
+    return body | {"sha256": _own_hash(body)}
+
+
+def check_seal(seal: Mapping[str, Any], sides: Mapping[str, Side], place: str) -> None:
+    """Raises UserError, naming `place`, where the seal was altered, documents are on other sides than it says, or
+    a family of near-duplicates straddles two splits."""
+    if seal.get("sha256") != _own_hash({k: v for k, v in seal.items() if k != "sha256"}):
+        raise UserError(
+            f"{place}: the seal was altered (its own hash does not fit); run the data stage again"
+        )
+    for name, entry in seal["splits"].items():
+        ids = sides[name][0] if name in sides else np.empty(0, dtype="S32")
+        if len(ids) != entry["documents"] or ids_hash(ids) != entry["ids"]:
+            raise UserError(
+                f"{place}: the seal is broken: split {name} has other documents ({len(ids)}) than were sealed "
+                f"({entry['documents']}); run the data and shards stages again"
+            )
+    _apart(sides, place)
+
+
+def _apart(sides: Mapping[str, Side], place: str) -> None:
+    names = sorted(sides)
+    for i, one in enumerate(names):
+        for other in names[i + 1 :]:
+            shared = np.intersect1d(sides[one][1], sides[other][1])
+            if len(shared):
+                raise UserError(
+                    f"{place}: the seal is broken: {len(shared)} families of near-duplicates are in both {one} and "
+                    f"{other}, first {shared[0].decode()}; run the data and shards stages again"
+                )
+
+
+def _own_hash(body: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
