@@ -184,9 +184,9 @@ def test_half_precision_keeps_the_angles() -> None:
         assert (low.float() - exact).abs().max() < 0.1 * exact.abs().max()
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.isfinite(Decoder(config())(tokens)).all()
-    assert model.rope.cos.dtype == torch.float32
+    assert model.ropes[0].cos.dtype == torch.float32
     fresh = Decoder(config())
-    assert torch.equal(model.to(torch.float32).rope.cos, fresh.rope.cos)
+    assert torch.equal(model.to(torch.float32).ropes[0].cos, fresh.ropes[0].cos)
     assert not [name for name in model.state_dict() if "rope" in name]
 
 

@@ -87,7 +87,7 @@ def test_dtypes(tmp_path: Path) -> None:
     assert load_pretrained(tmp_path).dtype == torch.float32
     model = load_pretrained(tmp_path, dtype=torch.bfloat16)
     assert model.dtype == torch.bfloat16
-    assert model.rope.cos.dtype == torch.float32
+    assert model.ropes[0].cos.dtype == torch.float32
 
 
 def test_saving_over_a_folder_is_whole(tmp_path: Path) -> None:

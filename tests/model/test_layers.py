@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ikirere.model.layers.attention import attend
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.rope import Rope, rotate
+from ikirere.model.layers.rope import Rope, RopeSpec, rotate
 
 
 @pytest.fixture(autouse=True)
@@ -75,7 +75,7 @@ def test_rms_norm_keeps_the_input_dtype(weight: str, dtype: str) -> None:
 
 
 def test_rope_turns_each_pair_by_its_angle() -> None:
-    rope = Rope(8, 100, 1000.0)
+    rope = Rope(RopeSpec(8), 100, 1000.0)
     x = torch.randn(1, 3, 2, 8, generator=torch.Generator().manual_seed(0))
     places = torch.tensor([[0, 7, 99]])
     y = rotate(x, *rope(places))

@@ -60,7 +60,13 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
-        self.rope = Rope(config.head_dim, config.max_position_embeddings, config.rope_theta)
+        specs = [
+            m.rope(config, config.mixers.get(k, {})) for m, k in zip(mixers_of(config), config.layer_kinds)
+        ]
+        kinds = list(dict.fromkeys(spec for spec in specs if spec is not None))
+        self.ropes = nn.ModuleList(Rope(s, config.max_position_embeddings, config.rope_theta) for s in kinds)
+        for block, spec in zip(self.blocks(), specs):
+            block.mixer.turn = kinds.index(spec) if spec is not None else 0
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
 
@@ -86,7 +92,8 @@ class Decoder(nn.Module):
     def set_rope_theta(self, theta: float) -> None:
         """Changes the base of the rotary positions from now on, as context-extension phases do."""
         self.config = replace(self.config, rope_theta=theta)
-        self.rope.set_theta(theta)
+        for rope in self.ropes:
+            cast(Rope, rope).set_theta(theta)
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -187,22 +194,24 @@ class Decoder(nn.Module):
             if positions is None:
                 self._fits(length)
                 positions = _positions(batch, length, document_ids, tokens.device)
-            cos, sin = self.rope(positions)
             mask = None if document_ids is None else document_mask(document_ids)
-            return Context(positions, cos, sin, document_ids, mask, causal=True)
+            return Context(positions, self._turns(positions), document_ids, mask, causal=True)
         if document_ids is not None:
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
         step = cache.plan((batch, length), rows, counts)
         if positions is None:
             self._fits(step.end)
             positions = step.places
-        cos, sin = self.rope(positions)
+        turns = self._turns(positions)
         if step.start == 0 and step.end == length:
-            return Context(positions, cos, sin, None, None, causal=True, step=step)
+            return Context(positions, turns, None, None, causal=True, step=step)
         if step.start is not None and length == 1:
-            return Context(positions, cos, sin, None, None, causal=False, step=step)
+            return Context(positions, turns, None, None, causal=False, step=step)
         seen = torch.arange(step.end, device=tokens.device) <= step.places[:, :, None]
-        return Context(positions, cos, sin, None, seen[:, None], causal=False, step=step)
+        return Context(positions, turns, None, seen[:, None], causal=False, step=step)
+
+    def _turns(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple(rope(positions) for rope in self.ropes)
 
     def _fits(self, length: int) -> None:
         if length > self.config.max_position_embeddings:

@@ -17,6 +17,13 @@ class Full(Section):
     """Causal attention over all tokens of the document."""
 
     rope: bool = Field(default=True, description="false: no positions (NoPE), as beside KDA layers")
+    rope_theta: float | None = Field(
+        default=None, gt=0, description="base of this kind of layer; default: the model's"
+    )
+    rope_scaling: Literal["none", "yarn", "ntk"] = "none"
+    original_max_position_embeddings: Positive | None = Field(
+        default=None, description="context before rope_scaling"
+    )
 
 
 class Window(Section):

@@ -12,7 +12,7 @@ from torch import Tensor
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.mixer import Context, Linear, Mixer, Step
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.rope import rotate
+from ikirere.model.layers.rope import RopeSpec, rotate
 
 _BLOCK = 128
 """Fewest queries of a block on the CPU: smaller ones cost more in calls than they save."""
@@ -56,10 +56,13 @@ class KVState:
 
 
 class FullAttention(Mixer):
-    """Causal attention within each document, with RoPE and optional RMSNorm on each query and key head."""
+    """Causal attention within each document, with or without RoPE, and optional RMSNorm on queries and keys."""
+
+    settings = ("rope", "rope_theta", "rope_scaling", "original_max_position_embeddings")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
+        self.turned = self.rope(config, settings) is not None
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -69,19 +72,37 @@ class FullAttention(Mixer):
         self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
-        self.q_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
-        self.k_norm = RMSNorm(self.head_dim, config.rms_norm_eps) if config.qk_norm else None
+        self.norm_heads = config.qk_norm_width == "head"
+        widths = (1, 1) if self.norm_heads else (self.heads, self.kv_heads)
+        self.q_norm, self.k_norm = (
+            RMSNorm(n * self.head_dim, config.rms_norm_eps) if config.qk_norm else None for n in widths
+        )
+
+    @classmethod
+    def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
+        if not settings.get("rope", True):
+            return None
+        scaling, original = (
+            settings.get("rope_scaling", "none"),
+            settings.get("original_max_position_embeddings") or 0,
+        )
+        factor = config.max_position_embeddings / original if original else 1.0
+        return RopeSpec(config.head_dim, settings.get("rope_theta"), scaling, factor, original)
 
     def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
         batch, length, _ = x.shape
-        q = self.q_proj(x).view(batch, length, self.heads, self.head_dim)
-        k = self.k_proj(x).view(batch, length, self.kv_heads, self.head_dim)
-        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
-        if self.q_norm is not None and self.k_norm is not None:
+        q, k = self.q_proj(x), self.k_proj(x)
+        if self.q_norm is not None and self.k_norm is not None and not self.norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
-        q = rotate(q, context.cos, context.sin).transpose(1, 2)
-        k = rotate(k, context.cos, context.sin).transpose(1, 2)
-        v = v.transpose(1, 2)
+        q = q.view(batch, length, self.heads, self.head_dim)
+        k = k.view(batch, length, self.kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
+        if self.q_norm is not None and self.k_norm is not None and self.norm_heads:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.turned:
+            cos, sin = context.turns[self.turn]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if state is not None and context.step is not None:
             k, v = state.append(k, v, context.step)
         y = attend(q, k, v, context.mask, context.causal)

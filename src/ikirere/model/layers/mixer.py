@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
+from ikirere.model.layers.rope import RopeSpec
 
 
 class Linear(nn.Linear):
@@ -51,7 +52,7 @@ class Context:
     """What all layers of one forward pass share; built once per pass.
 
     positions: LongTensor [B, T], restarting at 0 with each document.
-    cos, sin: what `rope.rotate` takes, fp32 [B, T, 1, head_dim].
+    turns: for each `RopeSpec` of the model what `rope.rotate` takes: cos, sin, fp32 [B, T, 1, head_dim].
     document_ids: LongTensor [B, T] where rows hold several documents, else None.
     mask: bool [B, 1, T, S], True where a token may look at one of the S held; None where `causal` says it all.
     causal: no token before this pass is looked at, and each sees those up to itself; a mask already holds that.
@@ -59,8 +60,7 @@ class Context:
     """
 
     positions: Tensor
-    cos: Tensor
-    sin: Tensor
+    turns: tuple[tuple[Tensor, Tensor], ...]
     document_ids: Tensor | None
     mask: Tensor | None
     causal: bool
@@ -92,9 +92,16 @@ class Mixer(nn.Module):
     """Names accepted below `model.mixers.<name>` of a recipe."""
     residual: ClassVar[tuple[str, ...]] = ("o_proj",)
     """Matrices that write into the residual stream; they start smaller."""
+    turn: int = 0
+    """Which of `context.turns` is this layer's; the decoder sets it."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()
+
+    @classmethod
+    def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
+        """The rotary positions that the layer uses; None for none."""
+        return None
 
     def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
         raise TypeError(f"{type(self).__name__} mixes nothing; write its forward")

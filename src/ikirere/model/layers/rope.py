@@ -2,17 +2,69 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from ikirere.errors import UserError
 
-def rope_table(head_dim: int, positions: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of position * theta^(-2i / head_dim): two fp32 tensors [positions, head_dim / 2]."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.int64, device=device).float() / head_dim
-    angle = torch.outer(torch.arange(positions, device=device).float(), 1.0 / theta**exponent)
-    return angle.cos(), angle.sin()
+SCALINGS = ("none", "yarn", "ntk")
+FAST, SLOW = (
+    32,
+    1,
+)  # turns over the original context, between which YaRN goes from keeping to stretching a frequency
+
+
+@dataclass(frozen=True)
+class RopeSpec:
+    """One kind of rotary positions; layers of one spec share a table.
+
+    theta: base; None: the model's `rope_theta`, which phases may change. scaling: `yarn` (Peng et al. 2023, arXiv
+    2309.00071, section 3) or `ntk` (base theta * factor^(D / (D - 2))). factor: new context over `original`, the
+    context in tokens before scaling.
+    """
+
+    head_dim: int
+    theta: float | None = None
+    scaling: str = "none"
+    factor: float = 1.0
+    original: int = 0
+
+    def __post_init__(self) -> None:
+        if self.scaling not in SCALINGS:
+            raise UserError(f"rope_scaling {self.scaling!r}: accepted are {', '.join(SCALINGS)}")
+        if self.scaling != "none" and (self.factor < 1 or self.original < 1):
+            raise UserError(
+                f"rope_scaling {self.scaling!r} needs original_max_position_embeddings below the new context "
+                f"(original {self.original}, factor {self.factor:g})"
+            )
+
+    def frequencies(self, theta: float, device: torch.device) -> tuple[Tensor, float]:
+        """Turn per position of each pair, fp32 [head_dim / 2], and what cosines and sines are multiplied with."""
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=device).float() / self.head_dim
+        if self.scaling == "ntk" and self.head_dim > 2:
+            theta = theta * self.factor ** (self.head_dim / (self.head_dim - 2))
+        kept = 1.0 / theta**exponent
+        if self.scaling != "yarn" or self.factor == 1:
+            return kept, 1.0
+
+        def pair(turns: float) -> float:
+            return self.head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+
+        low, high = max(math.floor(pair(FAST)), 0), min(math.ceil(pair(SLOW)), self.head_dim - 1)
+        index = torch.arange(self.head_dim // 2, device=device).float()
+        ramp = ((index - low) / max(high - low, 0.001)).clamp(0, 1)
+        return kept * (1 - ramp) + kept / self.factor * ramp, 0.1 * math.log(self.factor) + 1.0
+
+
+def rope_table(spec: RopeSpec, positions: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of position * frequency: two fp32 tensors [positions, head_dim / 2]."""
+    frequencies, scale = spec.frequencies(theta, device)
+    angle = torch.outer(torch.arange(positions, device=device).float(), frequencies)
+    return angle.cos() * scale, angle.sin() * scale
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -27,18 +79,19 @@ class Rope(nn.Module):
     cos: Tensor
     sin: Tensor
 
-    def __init__(self, head_dim: int, positions: int, theta: float) -> None:
+    def __init__(self, spec: RopeSpec, positions: int, theta: float) -> None:
         super().__init__()
-        self.head_dim, self.positions = head_dim, positions
+        self.spec, self.positions = spec, positions
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
-        self.theta = theta
+        self.theta = theta if spec.theta is None else spec.theta
         self._fill()
 
     def set_theta(self, theta: float) -> None:
-        """Rebuilds the table for another base."""
-        self.theta = theta
-        self._fill()
+        """Rebuilds the table for another base of the model; a base of the spec's own stays."""
+        if self.spec.theta is None:
+            self.theta = theta
+            self._fill()
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [B, T] -> what `rotate` takes for [B, T, heads, head_dim]: (cos, cos) and (-sin, sin), each
@@ -50,10 +103,10 @@ class Rope(nn.Module):
         if (
             self.cos.is_meta
         ):  # shapes only: arithmetic on the meta device makes torch load its compiler, seconds
-            shape = (self.positions, self.head_dim // 2)
+            shape = (self.positions, self.spec.head_dim // 2)
             self.cos, self.sin = torch.empty(shape, device="meta"), torch.empty(shape, device="meta")
             return
-        self.cos, self.sin = rope_table(self.head_dim, self.positions, self.theta, self.cos.device)
+        self.cos, self.sin = rope_table(self.spec, self.positions, self.theta, self.cos.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rope:
         # `.to(bfloat16)` must not round the angles, and leaving the meta device must fill the table.
