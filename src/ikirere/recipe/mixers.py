@@ -24,9 +24,12 @@ class Full(Section):
     original_max_position_embeddings: Positive | None = Field(
         default=None, description="context before rope_scaling"
     )
+    learned_sinks: bool = Field(
+        default=False, description="one more logit per head, without a value (gpt-oss)"
+    )
 
 
-class Window(Section):
+class Window(Full):
     """Causal attention over the last `window` tokens."""
 
     window: Positive = 8192

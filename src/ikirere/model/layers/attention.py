@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.mixer import Context, Linear, Mixer, Step
@@ -58,7 +58,7 @@ class KVState:
 class FullAttention(Mixer):
     """Causal attention within each document, with or without RoPE, and optional RMSNorm on queries and keys."""
 
-    settings = ("rope", "rope_theta", "rope_scaling", "original_max_position_embeddings")
+    settings = ("rope", "rope_theta", "rope_scaling", "original_max_position_embeddings", "learned_sinks")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
@@ -72,6 +72,9 @@ class FullAttention(Mixer):
         self.k_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.v_proj = Linear(config.hidden_size, self.kv_heads * self.head_dim)
         self.o_proj = Linear(self.heads * self.head_dim, config.hidden_size)
+        # A logit per head that takes part in the softmax and brings no value (gpt-oss, arXiv 2508.10925, section 2.2).
+        learned = settings.get("learned_sinks", False)
+        self.sink_logits = nn.Parameter(torch.empty(self.heads)) if learned else None
         self.norm_heads = config.qk_norm_width == "head"
         widths = (1, 1) if self.norm_heads else (self.heads, self.kv_heads)
         self.q_norm, self.k_norm = (
@@ -89,7 +92,12 @@ class FullAttention(Mixer):
         factor = config.max_position_embeddings / original if original else 1.0
         return RopeSpec(config.head_dim, settings.get("rope_theta"), scaling, factor, original)
 
-    def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
+    def start(self, generator: torch.Generator) -> None:
+        if self.sink_logits is not None:
+            self.sink_logits.fill_(0.0)
+
+    def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and turned."""
         batch, length, _ = x.shape
         q, k = self.q_proj(x), self.k_proj(x)
         if self.q_norm is not None and self.k_norm is not None and not self.norm_heads:
@@ -102,11 +110,14 @@ class FullAttention(Mixer):
         if self.turned:
             cos, sin = context.turns[self.turn]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
+        q, k, v = self.project(x, context)
         if state is not None and context.step is not None:
             k, v = state.append(k, v, context.step)
-        y = attend(q, k, v, context.mask, context.causal)
-        return self.o_proj(y.reshape(batch, length, self.heads * self.head_dim))
+        y = attend(q, k, v, context.mask, context.causal, self.sink_logits)
+        return self.o_proj(y.flatten(2))
 
     @classmethod
     def new_state(
@@ -115,13 +126,18 @@ class FullAttention(Mixer):
         return KVState((batch, config.num_key_value_heads, capacity, config.head_dim), dtype, device)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -> Tensor:
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sink_logits: Tensor | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v. q [B, heads, T, Dh], k and v [B, kv_heads, S, Dh] -> [B, T, heads, Dh].
 
     mask: bool [B, 1, T, S], True where a query may look. causal: T = S and query i looks at keys j <= i only,
     which a mask that is given already says.
+    sink_logits: [heads], one more logit of each head's softmax whose value is zero.
     """
     batch, heads, length, head_dim = q.shape
+    if sink_logits is not None:
+        return _attend_with_sinks(q, k, v, mask, causal, sink_logits)
     shared = heads > k.shape[1]
     if length == 1 and not causal:
         # One query per head: a group's queries share keys, so they stand as the rows of one matrix.
@@ -132,6 +148,41 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool) -
     alone = causal and mask is None
     y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=alone, enable_gqa=shared)
     return y.transpose(1, 2)
+
+
+def _attend_with_sinks(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, sink_logits: Tensor
+) -> Tensor:
+    """The sink as a key in front of the others: queries get a coordinate that holds the logit, which this key alone
+    reads. So every kernel for plain attention computes it, gradients included."""
+    batch, heads, length, head_dim = q.shape
+    held, scale = k.shape[2], head_dim**-0.5
+    if mask is None:
+        mask = torch.ones(length, held, dtype=torch.bool, device=q.device)
+        mask = (mask.tril() if causal else mask)[None, None]
+    mask = F.pad(mask, (1, 0), value=True)
+    logits = sink_logits.to(q.dtype).view(1, heads, 1, 1).expand(batch, heads, length, 1)
+    q, k = torch.cat((q, logits), dim=-1), F.pad(k, (0, 1, 1, 0))
+    reader = torch.zeros_like(k[:, :, :1])
+    reader[..., -1] = 1 / scale
+    k = torch.cat((reader, k[:, :, 1:]), dim=2)
+    v = F.pad(v, (0, 1, 1, 0))
+    shared = heads > k.shape[1]
+    size = length if not (causal and q.is_cpu) else max(_BLOCK, -(-length // _MOST_BLOCKS))
+    done, end = [], 0
+    for block in q.split(size, dim=2):
+        start, end = end, end + block.shape[2]
+        last = end + 1 if causal else held + 1
+        y = F.scaled_dot_product_attention(
+            block,
+            k[:, :, :last],
+            v[:, :, :last],
+            mask[:, :, start:end, :last],
+            scale=scale,
+            enable_gqa=shared,
+        )
+        done.append(y[..., :head_dim].transpose(1, 2))
+    return torch.cat(done, dim=1) if len(done) > 1 else done[0]
 
 
 def _attend_in_blocks(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

@@ -6,9 +6,11 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import FullAttention
 from ikirere.model.layers.mixer import Mixer, check_settings
+from ikirere.model.layers.window import WindowAttention
 
 MIXERS: dict[str, type[Mixer]] = {
     "full": FullAttention,
+    "window": WindowAttention,
 }
 
 

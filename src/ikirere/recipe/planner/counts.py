@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Kda, layers
+from ikirere.recipe.mixers import Full, Kda, layers
 from ikirere.recipe.schema import Model
 
-BUILT = frozenset({"full"})
+BUILT = frozenset({"full", "window"})
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Counts:
 def _attention(m: Model) -> tuple[int, int]:
     """(2-D weights, vectors) of query, key, value and output projections."""
     q, kv = m.num_attention_heads * m.head_size, m.num_key_value_heads * m.head_size
-    vectors = 2 * m.head_size if m.qk_norm else 0
+    whole = m.qk_norm_width == "full"
+    normed = (m.num_attention_heads + m.num_key_value_heads) if whole else 2
+    vectors = normed * m.head_size if m.qk_norm else 0
     return 2 * m.hidden_size * q + 2 * m.hidden_size * kv, vectors
 
 
@@ -55,6 +57,8 @@ def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
     if name == "kda":
         return _kda(m)
     matrices, vectors = _attention(m)
+    if isinstance(settings := m.mixer(name), Full) and settings.learned_sinks:
+        vectors += m.num_attention_heads
     if name == "hybrid":  # one learned query per key-value head pools a block into its summary
         vectors += m.num_key_value_heads * m.head_size
     return matrices, vectors

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ikirere.recipe.data import PYTHON_ENVIRONMENT, Hub, Local, Puzzles, PythonEnvironment, Source
 from ikirere.recipe.rehearse.changes import Draft
 from ikirere.recipe.schema import Recipe
-from ikirere.recipe.sections import Hub, Local, PythonEnvironment
 
 VARIABLE = "IKIRERE_DATA"
 SOURCE_BYTES = 3_000_000  # read of each source
@@ -30,7 +30,9 @@ def shrink_data(draft: Draft, recipe: Recipe) -> None:
             part = f"{dealt[kind]}/{list(kinds.values()).count(kind)}"
             draft.set(key, _environment(source, kind, part), "no mirror here: text of the Python environment")
         elif isinstance(source, Hub):
-            draft.set(key, _mirror(source, f"{source.domain}-mirror-{i}"), f"the local mirror of {VARIABLE}")
+            name = f"{source.domain}-mirror-{i}"
+            mirror = _mirror(source, name) if _of_texts(source) else _own(source, name)
+            draft.set(key, mirror, f"the local mirror of {VARIABLE}")
         else:
             small = min(source.max_bytes or SOURCE_BYTES, SOURCE_BYTES)
             draft.set(f"{key}.max_bytes", small, "little text")
@@ -55,16 +57,30 @@ def _root() -> Path | None:
     return Path(value) if value else None
 
 
-def _readable(source: PythonEnvironment | Local | Hub) -> bool:
-    """Whether the source's own text or its mirror is on this machine."""
-    if isinstance(source, PythonEnvironment):
+def _readable(source: Source) -> bool:
+    """Whether the source's own text or its mirror is on this machine. The Python environment as a mirror is not: it
+    stands in by slices, so that several sources share it without copies."""
+    if isinstance(source, (PythonEnvironment, Puzzles)):
         return True
     root = _root()
     if isinstance(source, Hub):
-        return bool(root and source.mirror and any(root.glob(source.mirror)))
+        pattern = source.mirror
+        return bool(root and pattern and pattern != PYTHON_ENVIRONMENT and any(root.glob(pattern)))
     if f"${{{VARIABLE}}}" not in source.path:
         return True  # beside the recipe: its reader says where it looked
     return bool(root and Path(source.path.replace(f"${{{VARIABLE}}}", str(root))).exists())
+
+
+def _of_texts(source: Hub) -> bool:
+    """Whether the mirror's files are Parquet, which all have a text per row; others may be in the columns of the
+    dataset."""
+    return str(source.mirror).endswith(".parquet")
+
+
+def _own(source: Hub, name: str) -> dict[str, Any]:
+    """The source as it is, little of it."""
+    small = min(source.max_bytes or SOURCE_BYTES, SOURCE_BYTES)
+    return source.model_copy(update={"name": name, "max_bytes": small}).model_dump(mode="json")
 
 
 def _mirror(source: Hub, name: str) -> dict[str, Any]:
