@@ -6,8 +6,9 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.hub.dense import Llama, Qwen3
 from ikirere.model.hub.formats import Format
+from ikirere.model.hub.windowed import GraniteSWA, Olmo3
 
-FORMATS: tuple[Format, ...] = (Llama(), Qwen3())
+FORMATS: tuple[Format, ...] = (Llama(), Qwen3(), GraniteSWA(), Olmo3())
 
 
 def format_for(config: ModelConfig) -> Format:
