@@ -108,7 +108,7 @@ def test_pattern_gives_depth_names_or_a_user_error(pattern: str, depth: int) -> 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layer_pattern": "kda*3 full"}, "no mixer 'kda'; accepted are full"),
+        ({"layer_pattern": "rwkv*3 full"}, "no mixer 'rwkv'; accepted are full"),
         ({"mixers": {"ssm": {}}}, "mixers.ssm: no such mixer; accepted are full"),
         ({"mixers": {"full": {"window": 3}}}, "mixers.full.window"),
         ({"family": "recursive"}, "accepted is decoder"),

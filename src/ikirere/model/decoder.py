@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.ffn import ffns_of
+from ikirere.model.layers.ffns import ffns_of
 from ikirere.model.layers.mixer import Context, Linear
 from ikirere.model.layers.mixers import mixers_of
+from ikirere.model.layers.moe import MixtureOfExperts
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.rope import Rope
 
@@ -120,6 +121,23 @@ class Decoder(nn.Module):
         for block in self.blocks():
             block.mixer.start(generator)
             block.ffn.start(generator)
+
+    @property
+    def auxiliary(self) -> Tensor | None:
+        """Losses of the routers of the last forward pass in training, summed over layers; None without experts."""
+        found = [b.ffn.auxiliary for b in self.blocks() if isinstance(b.ffn, MixtureOfExperts)]
+        known = [loss for loss in found if loss is not None]
+        return torch.stack(known).sum() if known else None
+
+    def after_step(self) -> dict[str, Tensor]:
+        """What experts do once per optimiser step; figures for the log: the busiest expert's share of its layer's
+        tokens times the number of experts (1 at balance), of the worst layer."""
+        loads = [b.ffn.after_step() for b in self.blocks() if isinstance(b.ffn, MixtureOfExperts)]
+        return (
+            {"expert_load_max": torch.stack([load.max() * len(load) for load in loads]).max()}
+            if loads
+            else {}
+        )
 
     def blocks(self) -> Iterator[Block]:
         """The layers in order, typed."""

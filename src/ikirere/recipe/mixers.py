@@ -6,9 +6,9 @@ A pattern is mixer names repeated to the model's depth: `full`, `kda*3 full`, `w
 from __future__ import annotations
 
 import re
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from ikirere.recipe.sections import Fraction, Positive, Section
 
@@ -57,7 +57,50 @@ class Kda(Section):
     num_heads: Positive | None = Field(default=None, description="default: the model's num_attention_heads")
     conv_size: Positive = 4
     gate_rank: Positive | None = Field(default=None, description="default: head_dim")
-    chunk_size: Positive = 64
+    chunk_size: Positive = Field(default=64, description="tokens worked on at once; a power of two")
+
+    @field_validator("chunk_size")
+    @classmethod
+    def _power_of_two(cls, value: int) -> int:
+        if value & (value - 1):
+            raise ValueError(f"{value} is not a power of two; accepted are 16, 32, 64, 128 and so on")
+        return value
+
+
+class MlaSizes(NamedTuple):
+    """The widths of multi-head latent attention, defaults filled in; a query_rank of 0 is none."""
+
+    rank: int
+    query_rank: int
+    nope: int
+    shared: int
+    value: int
+
+
+class Mla(Section):
+    """Multi-head latent attention without positions (NoPE): all keys and values come from one vector per token."""
+
+    kv_lora_rank: Positive | None = Field(default=None, description="latent width; default: 4 * head_dim")
+    q_lora_rank: Positive | None = Field(
+        default=None, description="width that queries pass through; default: none, straight from the input"
+    )
+    qk_nope_head_dim: Positive | None = Field(
+        default=None, description="key channels of each head; default: head_dim"
+    )
+    qk_rope_head_dim: Positive | None = Field(
+        default=None, description="key channels that all heads share, not turned here; default: head_dim / 2"
+    )
+    v_head_dim: Positive | None = Field(default=None, description="default: head_dim")
+
+    def sizes(self, head_size: int) -> MlaSizes:
+        """All widths for a model whose heads are `head_size` wide."""
+        return MlaSizes(
+            rank=self.kv_lora_rank or 4 * head_size,
+            query_rank=self.q_lora_rank or 0,
+            nope=self.qk_nope_head_dim or head_size,
+            shared=self.qk_rope_head_dim or head_size // 2,
+            value=self.v_head_dim or head_size,
+        )
 
 
 class Recursive(Section):
@@ -74,7 +117,7 @@ class Recursive(Section):
     bidirectional: bool = Field(default=True, description="causal mixers run forward and time-reversed")
 
 
-MIXERS: dict[str, type[Section]] = {"full": Full, "window": Window, "hybrid": Hybrid, "kda": Kda}
+MIXERS: dict[str, type[Section]] = {"full": Full, "window": Window, "hybrid": Hybrid, "kda": Kda, "mla": Mla}
 SETTINGS: dict[str, type[Section]] = {**MIXERS, "recursive": Recursive}
 
 _PART = re.compile(r"([a-z][a-z0-9_]*)(?:\*([1-9][0-9]{0,2}))?")

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from ikirere.recipe import ffns as _ffns
 from ikirere.recipe import mixers as _mixers
 from ikirere.recipe.sections import (
     Data,
@@ -69,6 +70,15 @@ class Model(Section):
         """The mixer of each layer."""
         return _mixers.layers(self.layer_pattern, self.num_hidden_layers)
 
+    @property
+    def ffn_kinds(self) -> tuple[str, ...]:
+        """The feed-forward kind of each layer."""
+        return _ffns.kinds(self.ffn_pattern, self.num_hidden_layers)
+
+    def ffn(self, name: str) -> Section:
+        """Settings of a feed-forward kind, defaults where the recipe gives none."""
+        return _ffns.settings(name, self.ffns.get(name, {}))
+
     def mixer(self, name: str) -> Section:
         """Settings of a mixer, defaults where the recipe gives none."""
         return _mixers.settings(name, self.mixers.get(name, {}))
@@ -88,6 +98,9 @@ class Model(Section):
         if self.head_size % 2:
             raise ValueError(f"head_dim {self.head_size} is odd; RoPE turns pairs")
         _mixers.period(self.layer_pattern)
+        _ffns.kinds(self.ffn_pattern, self.num_hidden_layers)
+        for name, values in self.ffns.items():
+            _ffns.settings(name, values)
         for name, values in self.mixers.items():
             _mixers.settings(name, values)
         return self

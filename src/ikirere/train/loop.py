@@ -213,7 +213,10 @@ class _Run:
         self.optimizers.step(self.scaler)
         self.optimizers.zero_grad()
         self.done += 1
-        self.meter.step([*scalars, ("grad_norm", norm, 1.0)])
+        after: dict[str, torch.Tensor] = getattr(self.model, "after_step", dict)()
+        self.meter.step(
+            [*scalars, *((name, value, 1.0) for name, value in after.items()), ("grad_norm", norm, 1.0)]
+        )
         self._count(tokens, time.perf_counter() - began, waited)
         return stop
 

@@ -69,7 +69,10 @@ class CrossEntropy:
     def __call__(self, model: LanguageModel, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         hidden = model.hidden(batch.tokens, batch.positions, batch.document_ids)
         loss, nll, z = cross_entropy(hidden, model.output_weight, batch.labels, self.z_loss)
-        return loss, ({"nll": nll, "z_loss": z} if self.z_loss else {})
+        scalars = {"nll": nll, "z_loss": z} if self.z_loss else {}
+        if (router := getattr(model, "auxiliary", None)) is not None:
+            loss, scalars = loss + router, {"nll": nll, **scalars, "router_loss": router.detach()}
+        return loss, scalars
 
 
 def cross_entropy(

@@ -95,14 +95,15 @@ def load_pretrained(
     config, format = _read(folder)
     with torch.device("meta"):
         model = Decoder(config)
-    rules = format.weights(config)
+    held = {path: shapes(path) for path in weight_files(folder)}
+    names = {name for inside in held.values() for name in inside}
+    rules = [rule.among(names) for rule in format.weights(config)]
     on_meta = dict(model.named_parameters())
     wanted = {
         name: tuple(part.shape)
         for rule in rules
         for name, part in zip(rule.theirs, rule.split(on_meta[rule.ours]), strict=True)
     }
-    held = {path: shapes(path) for path in weight_files(folder)}
     check_weights(folder, wanted, held, config.tie_word_embeddings)
     model = model.to(dtype).to_empty(device=device)
     parameters = dict(model.named_parameters())

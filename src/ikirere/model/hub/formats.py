@@ -5,8 +5,8 @@ A format is one file in this folder and one line in `registry.py`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,17 +25,24 @@ class Weight:
 
     ours: its name in `Decoder.named_parameters`. theirs: names in the folder, one or (a stack of experts) several.
     split: our tensor -> theirs, in order. join: the inverse. Both also run on the meta device, where they give shapes.
+    spare: names that others write instead of `theirs`.
     """
 
     ours: str
     theirs: tuple[str, ...]
     split: Callable[[Tensor], list[Tensor]]
     join: Callable[[list[Tensor]], Tensor]
+    spare: tuple[str, ...] = ()
+
+    def among(self, names: Collection[str]) -> Weight:
+        """The same under its spare names, where `names` hold those."""
+        spared = self.spare and all(name in names for name in self.spare)
+        return replace(self, theirs=self.spare, spare=()) if spared else self
 
 
-def same(ours: str, theirs: str) -> Weight:
+def same(ours: str, theirs: str, spare: tuple[str, ...] = ()) -> Weight:
     """A weight that lies in the folder as it is."""
-    return Weight(ours, (theirs,), lambda t: [t], lambda parts: parts[0])
+    return Weight(ours, (theirs,), lambda t: [t], lambda parts: parts[0], spare)
 
 
 def reshaped(ours: str, theirs: str, their_shape: Shape, our_shape: Shape) -> Weight:

@@ -6,9 +6,20 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.hub.dense import Llama, Qwen3
 from ikirere.model.hub.formats import Format
+from ikirere.model.hub.kimi_linear import KimiLinear
+from ikirere.model.hub.moe import Mixtral, Olmoe, Qwen3Moe
 from ikirere.model.hub.windowed import GraniteSWA, Olmo3
 
-FORMATS: tuple[Format, ...] = (Llama(), Qwen3(), GraniteSWA(), Olmo3())
+FORMATS: tuple[Format, ...] = (
+    Llama(),
+    Qwen3(),
+    GraniteSWA(),
+    Olmo3(),
+    KimiLinear(),
+    Qwen3Moe(),
+    Olmoe(),
+    Mixtral(),
+)
 
 
 def format_for(config: ModelConfig) -> Format:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -55,10 +55,17 @@ class KVState:
         return store[step.rows, :, : step.end].to(new.dtype)
 
 
-class FullAttention(Mixer):
-    """Causal attention within each document, with or without RoPE, and optional RMSNorm on queries and keys."""
+class Attention(Mixer):
+    """What full and windowed attention share: projections, with or without RoPE, optional RMSNorm on queries and keys,
+    an optional learned sink."""
 
-    settings = ("rope", "rope_theta", "rope_scaling", "original_max_position_embeddings", "learned_sinks")
+    settings: ClassVar[tuple[str, ...]] = (
+        "rope",
+        "rope_theta",
+        "rope_scaling",
+        "original_max_position_embeddings",
+        "learned_sinks",
+    )
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
@@ -111,6 +118,10 @@ class FullAttention(Mixer):
             cos, sin = context.turns[self.turn]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+
+class FullAttention(Attention):
+    """Causal attention over all earlier tokens of the document."""
 
     def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
         q, k, v = self.project(x, context)

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.mixer import Context, Linear, check_settings
+from ikirere.model.layers.mixer import Context, Linear
 
 
 class FeedForward(nn.Module):
@@ -43,22 +42,3 @@ class SwiGLU(FeedForward):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-FFNS: dict[str, type[FeedForward]] = {
-    "dense": SwiGLU,
-}
-
-
-def ffns_of(config: ModelConfig) -> list[type[FeedForward]]:
-    """The feed-forward kind of each layer. Raises UserError for names that `FFNS` does not hold."""
-    accepted = f"accepted are {', '.join(FFNS)}"
-    if unknown := sorted(set(config.ffn_kinds) - set(FFNS)):
-        raise UserError(
-            f"model.ffn_pattern {config.ffn_pattern!r}: no feed-forward {unknown[0]!r}; {accepted}"
-        )
-    for name, settings in config.ffns.items():
-        if name not in FFNS:
-            raise UserError(f"model.ffns.{name}: no such feed-forward; {accepted}")
-        check_settings(name, settings, FFNS[name].settings, "ffns")
-    return [FFNS[kind] for kind in config.ffn_kinds]

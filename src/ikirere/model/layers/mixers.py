@@ -5,12 +5,16 @@ from __future__ import annotations
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import FullAttention
+from ikirere.model.layers.kda import KimiDeltaAttention
 from ikirere.model.layers.mixer import Mixer, check_settings
+from ikirere.model.layers.mla import LatentAttention
 from ikirere.model.layers.window import WindowAttention
 
 MIXERS: dict[str, type[Mixer]] = {
     "full": FullAttention,
     "window": WindowAttention,
+    "kda": KimiDeltaAttention,
+    "mla": LatentAttention,
 }
 
 

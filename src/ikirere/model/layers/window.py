@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.attention import FullAttention, attend
+from ikirere.model.layers.attention import Attention, attend
 from ikirere.model.layers.mixer import Context, Step
 
 _BLOCK = 128
@@ -87,10 +87,10 @@ class WindowState:
                 store[slots, :, at[row, column]] = new.detach()[row, :, column].to(store.dtype)
 
 
-class WindowAttention(FullAttention):
+class WindowAttention(Attention):
     """Token i sees token j of its document when i - window < j <= i, or j is one of the document's first `sinks`."""
 
-    settings = ("window", "sinks", *FullAttention.settings)
+    settings = ("window", "sinks", *Attention.settings)
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)

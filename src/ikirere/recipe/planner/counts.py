@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Full, Kda, layers
+from ikirere.recipe.ffns import Moe
+from ikirere.recipe.mixers import Full, Kda, Mla, layers
 from ikirere.recipe.schema import Model
 
-BUILT = frozenset({"full", "window"})
+BUILT = frozenset({"full", "window", "kda", "mla"})
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,23 @@ def _kda(m: Model) -> tuple[int, int]:
     return projections + gates + write_strength, vectors
 
 
+def _mla(m: Model) -> tuple[int, int]:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1)."""
+    settings = m.mixer("mla")
+    assert isinstance(settings, Mla)
+    s, heads, d = settings.sizes(m.head_size), m.num_attention_heads, m.hidden_size
+    query = heads * (s.nope + s.shared)
+    queries = s.query_rank * (d + query) if s.query_rank else d * query
+    keys_values = d * (s.rank + s.shared) + s.rank * heads * (s.nope + s.value)
+    return queries + keys_values + heads * s.value * d, s.rank + s.query_rank
+
+
 def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
     """(2-D weights, other weights) of one mixer."""
     if name == "kda":
         return _kda(m)
+    if name == "mla":
+        return _mla(m)
     matrices, vectors = _attention(m)
     if isinstance(settings := m.mixer(name), Full) and settings.learned_sinks:
         vectors += m.num_attention_heads
@@ -64,12 +78,23 @@ def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
     return matrices, vectors
 
 
+def ffn_parameters(m: Model, name: str, active: bool = False) -> int:
+    """Weights of one feed-forward; active: those that a token meets."""
+    one = 3 * m.hidden_size * m.intermediate_size
+    if name != "moe":
+        return one
+    moe = m.ffn("moe")
+    assert isinstance(moe, Moe)
+    one = 3 * m.hidden_size * (moe.expert_size or m.intermediate_size)
+    return (moe.top_k if active else moe.num_experts) * one + m.hidden_size * moe.num_experts
+
+
 def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
     """Count a model; `patterns` are further layer patterns it trains with (phases with `attention`)."""
     names = list(m.layers)
     extra = [layers(p, m.num_hidden_layers) for p in patterns]
     recursive = m.family == "recursive"
-    feed_forward = 3 * m.hidden_size * m.intermediate_size
+    kinds = m.ffn_kinds
     norms = 0 if recursive else 2 * m.hidden_size  # the recursive core's norms have no weight
     matrices = vectors = 0
     for i, name in enumerate(names):
@@ -77,8 +102,9 @@ def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
         alternatives = [mixer_parameters(m, p[i]) for p in extra]
         matrices += max(own[0], *(a[0] for a in alternatives)) if alternatives else own[0]
         vectors += max(own[1], *(a[1] for a in alternatives)) if alternatives else own[1]
-        matrices += feed_forward
+        matrices += ffn_parameters(m, kinds[i])
         vectors += norms
+    idle = sum(ffn_parameters(m, k) - ffn_parameters(m, k, active=True) for k in kinds)
     final = m.hidden_size + 1 if recursive else m.hidden_size  # halting head, or the last norm
     table = m.vocab_size * m.hidden_size
     embedding = table if m.tie_word_embeddings else 2 * table
@@ -88,6 +114,6 @@ def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
         embedding=embedding,
         layers=matrices + vectors,
         hidden_2d=matrices,
-        matmul=matrices + table,
+        matmul=matrices + table - idle,
         not_built=tuple(sorted(used - BUILT)),
     )
