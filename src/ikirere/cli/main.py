@@ -10,6 +10,7 @@ import typer
 from ikirere import __version__
 from ikirere.cli.data import app as data_app
 from ikirere.cli.shared import AsJson, Overrides, RecipeFile, RunFolder, end
+from ikirere.cli.tokenizer import app as tokenizer_app
 
 app = typer.Typer(
     name="ikirere",
@@ -21,6 +22,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data_app, name="data")
+app.add_typer(tokenizer_app, name="tokenizer")
 
 
 @app.command()
