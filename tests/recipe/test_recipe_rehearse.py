@@ -144,8 +144,20 @@ def test_with_a_mirror_its_files_are_read(tmp_path: Path, monkeypatch: pytest.Mo
     assert "fineweb" not in first.name
     assert all(isinstance(source, PythonEnvironment) for source in others)
     (tmp_path / "benchmarks" / "arc_agi_1" / "training").mkdir(parents=True)
-    kept = [s for s in shrink(named("smol-100m-kda")).data.sources if isinstance(s, Local)]
-    assert [s.name for s in kept] == ["web-mirror-0", "arc-agi-1"]
+    (tmp_path / "benchmarks" / "gsm8k").mkdir()
+    (tmp_path / "benchmarks" / "gsm8k" / "train.jsonl").touch()
+    small = {s.name: s for s in shrink(named("smol-100m-kda")).data.sources}
+    assert [name for name, s in small.items() if not isinstance(s, PythonEnvironment)] == [
+        "web-mirror-0",
+        "math-mirror-5",
+        "program-synthesis",
+        "arc-agi-1",
+    ]
+    # A mirror in the dataset's own columns is read by the preset that knows them.
+    assert (small["math-mirror-5"].kind, small["math-mirror-5"].preset) == ("hub", "gsm8k-train")
+    assert all(s.max_bytes == 3_000_000 for s in small.values())
+    # The interpreter's code stands in by slices, whether as a mirror or for want of one.
+    assert small["codeparrot-clean-stand-in"].include == ("code",)
 
 
 def test_changes_are_exactly_the_differences() -> None:

@@ -21,15 +21,26 @@ def build(
     recipe: RecipeFile,
     overrides: Overrides = None,
     run_folder: Annotated[Path | None, typer.Option(help="Where to write; default: runs/NAME.")] = None,
-    rehearse: Annotated[bool, typer.Option("--rehearse", help="Little text of each source.")] = False,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="As the programme's rehearsal reads it.")
+    ] = False,
+    max_bytes: Annotated[
+        int | None,
+        typer.Option(help="Read at most this much text of each source; the rest as the recipe says.", min=1),
+    ] = None,
 ) -> None:
     """Read, clean, compare, split and seal a recipe's data: its `data` stage, with every ledger."""
 
     def action() -> int:
         from ikirere.programme.front import run_recipe
+        from ikirere.recipe.load import load_recipe
         from ikirere.stages import load_stage
 
-        return run_recipe(recipe, overrides or [], rehearse, run_folder, "data", load_stage)
+        keys = list(overrides or [])
+        if max_bytes is not None:
+            for i, source in enumerate(load_recipe(recipe, keys).data.sources):
+                keys.append(f"data.sources.{i}.max_bytes={min(source.max_bytes or max_bytes, max_bytes)}")
+        return run_recipe(recipe, keys, rehearse, run_folder, "data", load_stage)
 
     end(action, resumable=True)
 

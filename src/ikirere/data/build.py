@@ -85,6 +85,10 @@ class Build:
         for step in made:
             began = time.perf_counter()
             step.prepare(parts)
+            # What a step learns of no document in particular, such as which evaluation sets it could read.
+            for log, table in getattr(step, "prepared_logs", dict)().items():
+                (self.folder / LEDGER).mkdir(exist_ok=True)
+                write_table(table, self.folder / LEDGER / f"{step.name}-{log}.parquet")
             if (seconds := time.perf_counter() - began) > 5:
                 self.say(f"{step.name}: made ready in {seconds:.0f} s")
         return self.apply(name, made, parts)

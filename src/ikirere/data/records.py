@@ -58,6 +58,7 @@ class Records:
             "licences": self._licences(),
             "samples": self._samples(),
             "mixtures": self._manifests(),
+            "checks": self._checks(),
             "notes": self.divided.notes,
             "seal": self.divided.seal["sha256"],
             "sha256": self._hash(),
@@ -73,6 +74,34 @@ class Records:
             if path.is_file():
                 rows += pq.read_table(path, columns=columns).to_pylist()
         return rows
+
+    def _checks(self) -> list[dict[str, Any]]:
+        """What must not be: counted in what training reads, each only where its step ran."""
+        train = set(
+            pq.read_table(self.folder / documents_file("train"), columns=["id"]).column("id").to_pylist()
+        )
+        heldout = set(
+            pq.read_table(self.folder / documents_file("heldout"), columns=["id"]).column("id").to_pylist()
+        )
+        found = []
+        pairs = self.folder / "ledger" / "near-pairs.parquet"
+        if pairs.is_file():
+            table = pq.read_table(pairs, columns=["a", "b"])
+            both = zip(table.column("a").to_pylist(), table.column("b").to_pylist())
+            kept = train | heldout
+            found.append(
+                {"check": "near_duplicate_pairs_left", "count": sum(a in kept and b in kept for a, b in both)}
+            )
+        matches = self.folder / "ledger" / "decontaminate-matches.parquet"
+        if matches.is_file():
+            table = pq.read_table(matches, columns=["id", "contaminated"]).to_pylist()
+            left = {row["id"] for row in table if row["contaminated"]} & train
+            found.append({"check": "contaminated_documents", "count": len(left)})
+        sets = self.folder / "ledger" / "decontaminate-sets.parquet"
+        if sets.is_file():
+            missing = pq.read_table(sets, columns=["missing"]).column("missing").to_pylist()
+            found.append({"check": "unchecked_evaluation_sets", "count": sum(map(bool, missing))})
+        return found
 
     def _reasons(self) -> list[dict[str, Any]]:
         sums: dict[tuple[str, str, str], list[int]] = defaultdict(lambda: [0, 0])

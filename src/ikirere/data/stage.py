@@ -16,14 +16,23 @@ from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
 
-RAW = ("domains.jsonl", "licences.jsonl", "dropped.jsonl", "steps.jsonl", "mixtures.jsonl", "samples.jsonl")
+RAW = (
+    "domains.jsonl",
+    "licences.jsonl",
+    "dropped.jsonl",
+    "steps.jsonl",
+    "mixtures.jsonl",
+    "samples.jsonl",
+    "checks.jsonl",
+)
 FILES = (*(documents_file(s) for s in SPLITS), "ledger", "manifests", SEAL, "counts.json", *RAW)
 
 
 class DataStage:
     """Artifacts: documents-train.parquet, documents-heldout.parquet, ledger/, manifests/, seal.json, counts.json and
     raw rows. Metrics: documents/<domain>, bytes/<domain>, heldout_share/<domain>, dropped/<reason>,
-    kept_share/<step>, contaminated_documents (left in training), unchecked_evaluation_sets."""
+    kept_share/<step>; where their steps ran near_duplicate_pairs_left, contaminated_documents (in training),
+    unchecked_evaluation_sets."""
 
     name: ClassVar[str] = "data"
     needs: ClassVar[tuple[str, ...]] = ()
@@ -67,6 +76,10 @@ class DataStage:
                         f"dropped/{row['reason']}", "scalar", "dropped.jsonl", "documents", where=here
                     )
                 )
+        for row in counts["checks"]:
+            add(
+                context.metric(row["check"], "scalar", "checks.jsonl", "count", where={"check": row["check"]})
+            )
         for row in counts["steps"]:
             here = {"step": row["step"]}
             name = f"kept_share/{row['step']}"
