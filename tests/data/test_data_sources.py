@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from ikirere.data.document import Document
 from ikirere.data.licence import spdx_expression
-from ikirere.data.sources import fingerprint, open_source, size
+from ikirere.data.sources import Place, fingerprint, open_source, reader, size
 from ikirere.data.sources.docstrings import documentation
 from ikirere.data.sources.python_environment import PythonEnvironmentSource, generated
 from ikirere.data.sources.text import decode, interleave
@@ -163,6 +163,7 @@ def test_local_folder(corpus: Path) -> None:
     assert sorted(skipped) == [
         ("n/bad.txt", "undecodable"),
         ("n/empty.txt", "empty"),
+        ("n/loop", "link"),
         ("n/photo.png", "binary"),
         ("n/rows.jsonl:3", "bad-row"),
         ("n/rows.jsonl:4", "bad-row"),
@@ -203,7 +204,7 @@ def test_truncated_parquet_is_counted_and_the_rest_goes_on(corpus: Path) -> None
     whole = (corpus / "t.parquet").read_bytes()
     (corpus / "cut.parquet").write_bytes(whole[: len(whole) // 2])
     documents, skipped = read(corpus, kind="parquet", name="n", path=str(corpus), domain="d")
-    assert len(documents) == 2 and skipped == [("n/cut.parquet", "unreadable")]
+    assert len(documents) == 2 and skipped == [("n/loop", "link"), ("n/cut.parquet:1", "truncated")]
 
 
 @pytest.mark.parametrize(
@@ -256,6 +257,80 @@ def test_interleave_cuts_the_large() -> None:
 
     found = list(islice(interleave([lambda: stream("big", 1000), lambda: stream("small", 5)]), 20))
     assert sum(d.group == "small" for d in found) == 5
+
+
+# ---------------------------------------------------------------- going on
+
+
+TASK = {
+    "train": [{"input": [[1, 2]], "output": [[2], [1]]}],
+    "test": [{"input": [[0, 3]], "output": [[3], [0]]}],
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "python-environment": {"slice": "3/40", "max_bytes": 60_000},
+    "local": {"path": "corpus", "max_bytes": 40},
+    "jsonl": {"path": "corpus"},
+    "parquet": {"path": "corpus"},
+    "hub": {"dataset": "hub", "text_field": "content", "max_bytes": 8},
+    "hub, mirrored": {"dataset": "a/b", "mirror": "corpus/**/*.*"},
+    "hub, by the environment": {"dataset": "a/b", "mirror": "python-environment", "max_bytes": 20_000},
+    "arc": {"path": "tasks", "augment": 3, "max_bytes": 150},
+    "puzzles": {"count": 40, "max_bytes": 12_000},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_goes_on_where_it_was(
+    kind: str, corpus: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From any document on, by a number or a place, the documents, the limit and the ledger's rows are those of a
+    reading that was never interrupted."""
+    if kind == "hub":
+        pytest.importorskip("datasets")
+    if kind == "hub, by the environment":  # a part of it will do
+        monkeypatch.setattr(
+            PythonEnvironmentSource, "_mine", lambda self, name: name in ("pydantic", "stdlib-json")
+        )
+    if "mirror" in KINDS[kind]:
+        monkeypatch.setenv("IKIRERE_DATA", str(tmp_path))
+    (tmp_path / "tasks").mkdir()
+    for name in "abc":
+        (tmp_path / "tasks" / f"{name}.json").write_text(json.dumps(TASK))
+    (tmp_path / "tasks" / "d.json").write_text("[]")
+    common = {"name": "n"} | ({} if kind.startswith(("python", "puzzles")) else {"domain": "d"})
+    source = config(kind=kind.split(",")[0], **common, **KINDS[kind])
+    skips: list[tuple[str, str]] = []
+    whole: list[Document] = []
+    places, told = [Place()], [0]
+    reading = open_source(source, tmp_path, lambda *found: skips.append(found))
+    for document in reading:
+        whole.append(document)
+        places.append(reading.place)
+        told.append(len(skips))
+    assert len(whole) > 1 and places[-1].n_bytes == sum(d.n_bytes for d in whole)
+    # The environment takes a second to open.
+    points = {len(whole) // 2} if "environment" in kind else {*range(12), len(whole) - 1, len(whole)}
+    for k in points & {*range(len(whole) + 1)}:
+        for start in (k, places[k]):
+            after: list[tuple[str, str]] = []
+            again = open_source(source, tmp_path, lambda *found, a=after: a.append(found), start=start)
+            assert list(again) == whole[k:] and again.place == places[-1]
+            full = source.max_bytes is not None and places[-1].n_bytes >= source.max_bytes
+            assert after == skips[told[k] :] or (k == len(whole) and full)
+
+
+def test_a_source_that_has_shrunk_is_named(corpus: Path) -> None:
+    source = config(kind="jsonl", name="n", path=str(corpus), domain="d")
+    for start in (3, Place(3, 21)):
+        with pytest.raises(UserError, match=r"has 2 documents, but 3 were read before"):
+            list(open_source(source, corpus, lambda *found: None, start=start))
+
+
+def test_a_reader_by_itself_goes_on(corpus: Path) -> None:
+    made = reader(config(kind="local", name="n", path=str(corpus), domain="d"), corpus)
+    whole = list(made.documents(lambda *found: None, lambda line: None))
+    for k in range(len(whole)):
+        assert list(made.documents(lambda *found: None, lambda line: None, k)) == whole[k:]
 
 
 # ---------------------------------------------------------------- the hub

@@ -20,6 +20,7 @@ class Batch:
     document_ids: which document of the row a token is in, from 0 per row, -1 on padding; None where each row
         is one document without padding, so that attention needs no mask but the causal one.
     extras: further tensors of an objective (reference log-probabilities, pair ids), first dimension B.
+    bounds: `cu_seqlens` and `max_seqlen` where they are known already; made from document_ids when asked for else.
     """
 
     tokens: Tensor
@@ -27,6 +28,41 @@ class Batch:
     positions: Tensor
     document_ids: Tensor | None = None
     extras: dict[str, Tensor] = field(default_factory=dict)
+    bounds: tuple[Tensor, int] | None = field(default=None, repr=False)
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """Where documents begin and end in the flattened [B * T] places: int32 [n + 1], from 0 to B * T, as the
+        kernels for sequences of varying length want it. A document's part in one row is one segment, and so is the
+        padding at a row's end, so that every place is in a segment."""
+        return self._known_bounds()[0]
+
+    @property
+    def max_seqlen(self) -> int:
+        """Places of the longest segment of `cu_seqlens`."""
+        return self._known_bounds()[1]
+
+    def _known_bounds(self) -> tuple[Tensor, int]:
+        if self.bounds is None:
+            rows, length = self.tokens.shape
+            begins = torch.zeros(rows, length, dtype=torch.bool, device=self.tokens.device)
+            begins[:, 0] = True
+            if self.document_ids is not None:
+                begins[:, 1:] = self.document_ids[:, 1:] != self.document_ids[:, :-1]
+            end = torch.tensor([rows * length], device=self.tokens.device)
+            places = torch.cat([begins.flatten().nonzero()[:, 0], end])
+            self.bounds = places.to(torch.int32), int(places.diff().max())
+        return self.bounds
+
+    def _bounds_of(self, start: int, stop: int) -> tuple[Tensor, int] | None:
+        """Of some of the rows, where those of all are known. No segment crosses rows."""
+        if self.bounds is None or self.bounds[0].is_cuda:
+            return None
+        length = self.tokens.shape[1]
+        edges = torch.tensor([start * length, min(stop, len(self.tokens)) * length], dtype=torch.int32)
+        first, last = torch.searchsorted(self.bounds[0], edges).tolist()
+        part = self.bounds[0][first : last + 1] - edges[0]
+        return part, int(part.diff().max())
 
     @property
     def tokens_used(self) -> int:
@@ -41,6 +77,7 @@ class Batch:
             self.positions.to(device, non_blocking=non_blocking),
             None if self.document_ids is None else self.document_ids.to(device, non_blocking=non_blocking),
             {name: value.to(device, non_blocking=non_blocking) for name, value in self.extras.items()},
+            self.bounds and (self.bounds[0].to(device, non_blocking=non_blocking), self.bounds[1]),
         )
 
     def split(self, rows: int) -> Iterator[Batch]:
@@ -53,4 +90,5 @@ class Batch:
                 self.positions[part],
                 None if self.document_ids is None else self.document_ids[part],
                 {name: value[part] for name, value in self.extras.items()},
+                self._bounds_of(start, start + rows),
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -13,9 +13,19 @@ import torch
 
 from ikirere.data.batch import IGNORE, Batch
 from ikirere.data.mixture import Schedule
+from ikirere.data.packing import BestFit
 from ikirere.data.shards import Shard
-from ikirere.data.stream import DocumentStream
+from ikirere.data.stream import Concatenated, Cut, DocumentStream, Recent
 from ikirere.errors import UserError
+
+CUTS: dict[str, Callable[[DocumentStream, int, int, int, int], Cut]] = {
+    "concatenate": Concatenated,
+    "best-fit": BestFit,
+}
+FULL = 0.99  # share of places with tokens below which a note is made
+AHEAD = (
+    1 << 22
+)  # places of a rank that are located at once: finding one row costs about as much as finding many
 
 
 class PhaseLike(Protocol):
@@ -44,32 +54,48 @@ class LoaderPhase:
 
 @dataclass
 class _Part:
-    """One phase made ready: where its streams start and who gets which row."""
+    """One phase made ready: how its streams are cut and who gets which row."""
 
     first_step: int
     steps: int
     length: int
     batch: int
-    streams: list[DocumentStream]
+    cuts: list[Cut]
     schedule: Schedule
-    bases: list[int]
-    counts: np.ndarray
+
+
+@dataclass
+class _Located:
+    """The pieces of some steps' rows of one rank in their order; arrays are [n] but for `first` [rows + 1]."""
+
+    data: list[np.ndarray]  # tokens of each stream, and zeros for padding
+    first: np.ndarray  # piece that each row begins with
+    stream: np.ndarray  # place in `data`
+    source: np.ndarray
+    length: np.ndarray
+    number: np.ndarray  # document in its row, -1 for padding
+    after: np.ndarray  # label of the piece's last place
+    counting: np.ndarray  # 0, 1, 2, ... as long as a row
 
 
 class PackedLoader:
     """Iterates one `Batch` per optimiser step: this rank's rows of the global batch.
 
-    Documents lie back to back in one endless stream per domain, reshuffled every epoch, and rows are cut from it
-    end to end: no padding, nothing dropped, neither at row ends nor at epoch ends nor between phases (the last
-    row of an epoch goes on into the next). A token's label is the next token of its document even where the row
-    ends between the two; the last token of a document (<eos>) has none.
-    The batch is a pure function of (shards, phases, seed, step), so the state is the step, and the number of
-    ranks may change at a resume.
+    packing "concatenate": documents lie back to back in one endless stream per domain, reshuffled every epoch, and
+    rows are cut from it end to end: no padding, nothing dropped, neither at row ends nor at epoch ends nor between
+    phases (the last row of an epoch goes on into the next). A token's label is the next token of its document even
+    where the row ends between the two; the last token of a document (<eos>) has none.
+    packing "best-fit": rows of whole documents, see `packing.BestFit`; labels and guarantees are the same, but that
+    rows may end in padding (token 0, label -100, document -1). Rows are all of one length, so the mixture's
+    weights hold for rows; for tokens as far as the domains' rows are equally full.
+    The batch is a pure function of (shards, phases, packing, seed, step), so the state is the step, and the number
+    of ranks may change at a resume.
     `long_fraction` deals its share of each domain's rows from documents longer than a quarter of the sequence
     length, in streams of their own: such a phase starts its own epochs, apart from those of the other phases.
 
     shards: by domain. phases: in order. rank, world: this rank and how many there are; batch sizes must divide.
-    Raises UserError for a mixture without shards and a batch size that does not divide.
+    full: share of the places of all batches that hold tokens. notes: lines for the user.
+    Raises UserError for a mixture without shards, a batch size that does not divide and an unknown packing.
     """
 
     def __init__(
@@ -79,13 +105,18 @@ class PackedLoader:
         seed: int,
         rank: int = 0,
         world: int = 1,
+        packing: str = "concatenate",
     ) -> None:
+        if packing not in CUTS:
+            raise UserError(f"pretrain.packing: {packing!r} is not known; give one of {', '.join(CUTS)}")
         self.rank, self.world = rank, world
         self.step = 0
         self.notes: list[str] = []  # lines for the user: where a wish could not be met
-        self._shards, self._seed = shards, seed
+        self._shards, self._seed, self._packing = shards, seed, packing
         self._streams: dict[str, DocumentStream] = {}
         self._parts: list[_Part] = []
+        self._recent = Recent(2)
+        self._places = self._filled = 0
         used: dict[str, int] = {}
         for index, phase in enumerate(phases):
             self._parts.append(self._prepare(index, phase, used))
@@ -108,21 +139,27 @@ class PackedLoader:
                 raise UserError(f"{key}.mixture.{domain}: no training tokens; domains are {self._known()}")
         streams, shares = self._split_long(key, phase, weights)
         schedule = Schedule(shares)
-        counts = schedule.counts(phase.steps * phase.batch_size)
-        bases = [used.get(name, 0) for name in streams]
-        for name, base, count in zip(streams, bases, counts):
-            used[name] = base + int(count) * phase.sequence_length
+        counts = schedule.counts(phase.steps * phase.batch_size).tolist()
         first = self._parts[-1].first_step + self._parts[-1].steps if self._parts else 0
-        return _Part(
-            first,
-            phase.steps,
-            phase.sequence_length,
-            phase.batch_size,
-            [self._streams[name] for name in streams],
-            schedule,
-            bases,
-            counts,
-        )
+        cuts = []
+        for name, count in zip(streams, counts):
+            base = used.get(name, 0)
+            cut = CUTS[self._packing](self._streams[name], base, phase.sequence_length, count, first)
+            cuts.append(cut)
+            used[name] = cut.end
+            places, filled = count * phase.sequence_length, cut.end - base
+            self._places, self._filled = self._places + places, self._filled + filled
+            if filled < FULL * places:
+                full = filled / places
+                self.notes.append(
+                    f"{key}: {self._packing} rows of {name} are {full:.1%} full, the rest is padding"
+                )
+        return _Part(first, phase.steps, phase.sequence_length, phase.batch_size, cuts, schedule)
+
+    @property
+    def full(self) -> float:
+        """Share of the places of all batches, of all ranks, that hold tokens; the rest is padding."""
+        return self._filled / self._places if self._places else 1.0
 
     def _known(self) -> str:
         return ", ".join(sorted(self._shards)) or "none"
@@ -168,6 +205,8 @@ class PackedLoader:
             for p in phases
         ]
         digest = hashlib.sha256(json.dumps([self._seed, shape]).encode())
+        if self._packing != "concatenate":
+            digest.update(self._packing.encode())
         for domain in sorted(self._shards):
             digest.update(domain.encode() + np.ascontiguousarray(self._shards[domain].offsets).tobytes())
         return digest.hexdigest()
@@ -190,28 +229,47 @@ class PackedLoader:
 
     def at(self, step: int) -> Batch:
         """This rank's rows of a step's global batch, without moving."""
-        part = next(p for p in reversed(self._parts) if p.first_step <= step)
+        number = next(i for i in reversed(range(len(self._parts))) if self._parts[i].first_step <= step)
+        part = self._parts[number]
         size = part.batch // self.world
-        row = (step - part.first_step) * part.batch + self.rank * size
-        domain, ordinal = part.schedule.rows(row, row + size)
-        n = part.length + 1  # one more, for the label of the last place
-        tokens, document, position = (np.empty((size, n), dtype=np.int64) for _ in range(3))
-        for i, stream in enumerate(part.streams):
+        steps = max(1, AHEAD // (size * part.length))
+        stretch, row = divmod(step - part.first_step, steps)
+        found = self._recent.get(
+            (number, stretch),
+            lambda: self._locate(part, stretch * steps, min((stretch + 1) * steps, part.steps)),
+        )
+        low, high = found.first[row * size], found.first[(row + 1) * size]
+        return _assembled(found, int(low), int(high), (size, part.length))
+
+    def _locate(self, part: _Part, first: int, last: int) -> _Located:
+        """Finds this rank's rows of the phase's steps first..last-1."""
+        size = part.batch // self.world
+        domain, ordinal = part.schedule.rows(first * part.batch, last * part.batch)
+        mine = np.arange(len(domain)) // size % self.world == self.rank
+        domain, ordinal = domain[mine], ordinal[mine]
+        columns: list[tuple[np.ndarray, ...]] = []
+        for i, cut in enumerate(part.cuts):
             if not (here := np.flatnonzero(domain == i)).size:
                 continue
-            starts = stream.shuffled(
-                ordinal[here], part.bases[i], part.length, int(part.counts[i]), part.first_step
-            )
-            rows = stream.read(starts, n)
-            tokens[here], document[here], position[here] = rows.tokens, rows.document, rows.position
-        labels = np.where(document[:, 1:] == document[:, :-1], tokens[:, 1:], IGNORE)
-        document = document[:, :-1]
-        return Batch(
-            torch.from_numpy(np.ascontiguousarray(tokens[:, :-1])),
-            torch.from_numpy(labels),
-            torch.from_numpy(np.ascontiguousarray(position[:, :-1])),
-            torch.from_numpy(np.ascontiguousarray(document)) if document[:, -1].any() else None,
-        )
+            pieces = cut.pieces(ordinal[here])
+            real = pieces.source >= 0
+            after = np.full(len(real), IGNORE, dtype=np.int64)
+            nexts = (pieces.source + pieces.length)[pieces.goes_on]
+            after[pieces.goes_on] = cut.stream.shard.data[nexts]
+            stream = np.where(real, i, len(part.cuts))
+            source = np.where(real, pieces.source, 0)
+            columns.append((here[pieces.row], stream, source, pieces.length, after))
+        row, *rest = (np.concatenate(column) for column in zip(*columns))
+        # Pieces of a row lie in their order in what one stream gave; numbers of 16 bits sort in linear time.
+        order = np.argsort(row.astype(np.uint16) if len(domain) <= 1 << 16 else row, kind="stable")
+        order = order[rest[2][order] > 0]  # a document without a token has no piece
+        row, stream, source, length, after = row[order], *(column[order] for column in rest)
+        starts = np.searchsorted(row, np.arange(len(domain) + 1))
+        number = np.arange(len(row)) - starts[row]
+        number[stream == len(part.cuts)] = -1
+        data = [cut.stream.shard.data for cut in part.cuts]
+        data.append(np.zeros(part.length, dtype=data[0].dtype))
+        return _Located(data, starts, stream, source, length, number, after, np.arange(part.length))
 
     # ------------------------------------------------------------ resuming
 
@@ -232,3 +290,32 @@ class PackedLoader:
                 "start this stage anew or restore what was changed"
             )
         self.seek(int(state["step"]))
+
+
+def _assembled(found: _Located, low: int, high: int, shape: tuple[int, int]) -> Batch:
+    """The batch of the pieces low..high-1."""
+    data, here = found.data, slice(low, high)
+    length, number = found.length[here], found.number[here]
+    bounds = np.zeros(high - low + 1, dtype=np.int32)
+    np.cumsum(length, out=bounds[1:])
+    # One block for all: many C libraries give several back to the system at once, and each page costs a fault anew.
+    tokens, labels, positions = np.empty((3, shape[0] * shape[1]), dtype=np.int64)
+    source = found.source[here]
+    ranges = zip(found.stream[here].tolist(), source.tolist(), (source + length).tolist())
+    np.concatenate([data[i][start:stop] for i, start, stop in ranges], out=tokens)
+    labels[:-1] = tokens[1:]
+    labels[bounds[1:] - 1] = found.after[here]
+    padding = np.flatnonzero(number < 0)
+    for i in padding.tolist():
+        labels[bounds[i] : bounds[i + 1]] = IGNORE
+    np.concatenate([found.counting[:n] for n in length.tolist()], out=positions)
+    ids = None
+    if len(padding) or high - low > shape[0]:
+        ids = torch.from_numpy(np.repeat(number, length).reshape(shape))
+    return Batch(
+        torch.from_numpy(tokens.reshape(shape)),
+        torch.from_numpy(labels.reshape(shape)),
+        torch.from_numpy(positions.reshape(shape)),
+        ids,
+        bounds=(torch.from_numpy(bounds), int(length.max())),
+    )

@@ -142,7 +142,9 @@ def _train(
 ) -> TrainSummary:
     recipe, pretrain = context.recipe, context.recipe.pretrain
     world = world_of(pretrain.parallel)
-    loader = PackedLoader(shards, pretrain.phases, recipe.seed, world.rank, world.size)
+    loader = PackedLoader(
+        shards, pretrain.phases, recipe.seed, world.rank, world.size, packing=pretrain.packing
+    )
     for note in loader.notes:
         context.say(note)
     theta = theta_of(pretrain, recipe.model.rope_theta)

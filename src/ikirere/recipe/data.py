@@ -129,7 +129,7 @@ class Puzzles(Section):
     givens: tuple[Annotated[int, Field(ge=22, le=80)], Annotated[int, Field(ge=22, le=80)]] = Field(
         default=(26, 40), description="sudoku: fewest and most givens"
     )
-    maze_size: Annotated[int, Field(ge=8, le=60)] = Field(default=30, description="maze: longest side")
+    maze_size: Annotated[int, Field(ge=12, le=60)] = Field(default=30, description="maze: longest side")
     count: Positive | None = Field(default=None, description="documents; `count` or `max_bytes` is needed")
     licence: str = "Apache-2.0"
     max_bytes: Positive | None = None

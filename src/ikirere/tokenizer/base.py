@@ -2,6 +2,10 @@
 
 Three properties hold whatever the text is (tested with random Unicode and with hostile text):
 no encoded text holds a special id; decoding gives the text back; there is no unknown token.
+
+Unigram vocabularies trained here are encoded by sentencepiece, with equal ids (fast.py; `parity` compares a text).
+With `indent_transform` line ends and indents are tokens of their own (indent.py), which tokenizer.json knows nothing of:
+its ids, and so those of transformers, are then those of the text as it stands, which decode to the same text.
 """
 
 from __future__ import annotations
@@ -17,17 +21,23 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
 from ikirere.errors import UserError
-from ikirere.tokenizer.specials import BOS, END, EOS, PAD, SPECIALS
+from ikirere.tokenizer.fast import FastEncoder, Ids, Unsuitable
+from ikirere.tokenizer.indent import MARKS, LineDecoder, lay_out
+from ikirere.tokenizer.specials import BOS, DEDENT, END, EOS, INDENT, NEWLINE, PAD, SPECIALS, TAB
 
 FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NO_LENGTH_LIMIT = int(1e30)  # what transformers writes where a tokenizer has no longest input
 
+OWN_KEY, INDENT_KEY = "ikirere", "indent_transform"  # where tokenizer_config.json says that it is on
+
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+_MARK = re.compile(f"([{''.join(MARKS)}])")
 
 
 def read_template() -> str:
@@ -53,10 +63,11 @@ class Tokenizer:
     """Text to ids and back. Ids are Python ints in [0, vocab_size).
 
     Build one with `Tokenizer.load`, or from the text of a tokenizer.json. Raises UserError where the file is
-    not a tokenizer.json or lacks a special token of `specials.SPECIALS`.
+    not a tokenizer.json or lacks a special token of `specials.SPECIALS`, or `indent_transform` is asked of a
+    vocabulary with pieces that reach over a line end.
     """
 
-    def __init__(self, definition: str, origin: str = FILE) -> None:
+    def __init__(self, definition: str, origin: str = FILE, indent_transform: bool = False) -> None:
         try:
             backend = tokenizers.Tokenizer.from_str(definition)
             self._definition: dict[str, Any] = json.loads(definition)
@@ -66,20 +77,34 @@ class Tokenizer:
         backend.encode_special_tokens = True
         self._backend = backend
         self._text = definition
+        self._not_fast = ""
         added = backend.get_added_tokens_decoder()
         self._ids_by_content = {token.content: index for index, token in added.items()}
-        self._special_ids = frozenset(i for i, token in added.items() if token.special)
-        missing = [s for s in SPECIALS if self._ids_by_content.get(s) not in self._special_ids]
+        special = frozenset(i for i, token in added.items() if token.special)
+        missing = [s for s in SPECIALS if self._ids_by_content.get(s) not in special]
         if missing:
             raise UserError(
                 f"{origin}: lacks the special tokens {' '.join(missing)}; train or adopt it with Ikirere"
             )
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.kind: str = str(self._definition["model"].get("type", "")).lower()
-        self.sha256: str = hashlib.sha256(definition.encode()).hexdigest()
+        self.indent_transform = indent_transform
+        # What the hash stands for is which ids a text gets, and the transform changes those.
+        self.sha256: str = hashlib.sha256((definition + "\0" * indent_transform).encode()).hexdigest()
         self.pad, self.bos, self.eos, self.end = (self.id(s) for s in (PAD, BOS, EOS, END))
         fragile = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
         self._broken = re.compile("|".join(map(re.escape, fragile)))
+        self.special_tokens: tuple[str, ...] = tuple(added[i].content for i in sorted(special))
+        steps = {
+            NEWLINE: LineDecoder.newline,
+            INDENT: LineDecoder.indent,
+            DEDENT: LineDecoder.dedent,
+            TAB: LineDecoder.tab,
+        }
+        self._layout = {self.id(s): step for s, step in steps.items()} if indent_transform else {}
+        self.special_ids: frozenset[int] = special - self._layout.keys()
+        if indent_transform and any(len(t) > 1 and _MARK.search(t) for t in backend.get_vocab()):
+            raise UserError(f"{origin}: indent_transform needs a vocabulary that was trained with it")
 
     # ------------------------------------------------------------ files
 
@@ -90,7 +115,7 @@ class Tokenizer:
         for file in (given, given / FILE, given / "tokenizer" / FILE):
             if file.is_file():
                 try:
-                    return cls(file.read_text(encoding="utf-8"), str(file))
+                    return cls(file.read_text(encoding="utf-8"), str(file), _says_indent(file.parent))
                 except (OSError, UnicodeDecodeError) as error:
                     raise UserError(f"{file}: cannot be read ({error})") from None
         raise UserError(f"{given}: no {FILE} there; give the folder that holds it, or the file")
@@ -100,7 +125,7 @@ class Tokenizer:
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         template = read_template()
-        config = {
+        config: dict[str, Any] = {
             "tokenizer_class": "PreTrainedTokenizerFast",
             "bos_token": BOS,
             "eos_token": END,  # what ends a generated turn; <eos> separates documents in pretraining
@@ -111,6 +136,8 @@ class Tokenizer:
             "clean_up_tokenization_spaces": False,
             "model_input_names": ["input_ids", "attention_mask"],
         }
+        if self.indent_transform:
+            config[OWN_KEY] = {INDENT_KEY: True}
         files = {
             FILE: self._text,
             CONFIG_FILE: json.dumps(config, indent=2, ensure_ascii=False) + "\n",
@@ -128,14 +155,74 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` for many texts at once (threads of `tokenizers`)."""
+        """`encode` for many texts at once."""
         rows = list(texts)
+        if self._fast is None:
+            return self._by_record(rows)
+        return [ids.tolist() for ids in self._by_sentencepiece(rows)]
+
+    def encode_arrays(self, texts: Iterable[str]) -> list[Ids]:
+        """`encode_batch` as arrays of int32, which is what sentencepiece gives."""
+        rows = list(texts)
+        if self._fast is None:
+            return [np.array(ids, np.int32) for ids in self._by_record(rows)]
+        return self._by_sentencepiece(rows)
+
+    def parity(self, text: str) -> bool:
+        """Whether the text gets the ids that it gets from tokenizer.json through `tokenizers` alone."""
+        return self.encode(text) == self._by_record([text])[0]
+
+    @property
+    def encoder(self) -> str:
+        """What encodes: `sentencepiece`, or `tokenizers` and why."""
+        return "sentencepiece" if self._fast is not None else f"tokenizers ({self._not_fast})"
+
+    @cached_property
+    def _fast(self) -> FastEncoder | None:
+        try:
+            return FastEncoder(self._definition, self.indent_transform)
+        except Unsuitable as error:
+            self._not_fast = str(error)
+            return None
+
+    def _by_sentencepiece(self, rows: list[str]) -> list[Ids]:
+        """`encode_arrays`; a text that sentencepiece does not spell to the last byte goes to `tokenizers`."""
+        assert self._fast is not None
+        if not all(isinstance(row, str) for row in rows):
+            raise _not_text(rows)
+        laid = list(map(lay_out, rows)) if self.indent_transform else rows
+        made = self._fast.encode([text for text in laid if text is not None])
+        try:
+            encoded = [None if text is None else next(made) for text in laid]
+        except UnicodeEncodeError:
+            raise _not_text(rows) from None
+        return [
+            np.array(self._by_record([row])[0], np.int32) if ids is None else ids
+            for row, ids in zip(rows, encoded)
+        ]
+
+    def _by_record(self, rows: list[str]) -> list[list[int]]:
+        """`encode_batch` by `tokenizers` alone."""
+        if not self.indent_transform:
+            return self._backend_ids(rows)
+        if not all(isinstance(row, str) for row in rows):
+            raise _not_text(rows)
+        encoded = []
+        for row, text in zip(rows, map(lay_out, rows)):
+            parts = [row] if text is None else _MARK.split(text)
+            ids = self._backend_ids(parts[::2])
+            marks = [[self.id(MARKS[mark])] for mark in parts[1::2]]
+            encoded.append([i for pair in zip(ids, [*marks, []]) for part in pair for i in part])
+        return encoded
+
+    def _backend_ids(self, rows: list[str]) -> list[list[int]]:
+        """Ids by `tokenizers` of each text as it stands."""
         try:
             encoded = [e.ids for e in self._backend.encode_batch_fast(rows, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError):
             raise _not_text(rows) from None
         for i, ids in enumerate(encoded):
-            if not self._special_ids.isdisjoint(ids):
+            if not self.special_ids.isdisjoint(ids):
                 encoded[i] = self._encode_apart(rows[i])
         return encoded
 
@@ -151,7 +238,7 @@ class Tokenizer:
             raise UserError(
                 f"this vocabulary encodes the text {text!r} to a special token; use another tokenizer"
             )
-        return [i for ids in self.encode_batch(parts) for i in ids]
+        return [i for ids in self._backend_ids(parts) for i in ids]
 
     def id(self, special: str) -> int:
         """Id of a special token by its spelling. Raises UserError for an unknown one."""
@@ -171,35 +258,46 @@ class Tokenizer:
             index = self._backend.token_to_id(model["unk_token"])
         return None if index == self.pad else index
 
-    @property
-    def special_tokens(self) -> tuple[str, ...]:
-        """Spellings of the special tokens, by id."""
-        return tuple(
-            c for c, i in sorted(self._ids_by_content.items(), key=lambda x: x[1]) if i in self._special_ids
-        )
-
-    @property
-    def special_ids(self) -> frozenset[int]:
-        """Ids that no text is encoded to."""
-        return self._special_ids
-
     # ------------------------------------------------------------ ids to text
 
     def decode_bytes(self, ids: Iterable[int], keep_special: bool = False) -> bytes:
-        """The exact bytes; special tokens give none unless `keep_special`. Raises UserError for an id out of range."""
+        """The exact bytes; special tokens give none unless `keep_special`. Raises UserError for an id out of range.
+
+        With `indent_transform`, line ends and indents are bytes again, and any other special token closes all blocks.
+        """
         table = self._bytes if not keep_special else self._bytes_with_special
         try:
-            return b"".join([table[i] for i in ids])
+            if not self.indent_transform:
+                return b"".join([table[i] for i in ids])
+            lines = LineDecoder()
+            return b"".join([self._line_bytes(lines, i, table) for i in ids]) + lines.end()
         except (KeyError, IndexError):
             raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
+
+    def bytes_behind(self, lines: LineDecoder | None, token: int) -> bytes:
+        """What this id gives behind those that `lines` was fed; it is fed this one. Special tokens give nothing."""
+        if lines is None:
+            return self.decode_bytes((token,))
+        try:
+            return self._line_bytes(lines, token, self._bytes)
+        except KeyError:
+            raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
+
+    def _line_bytes(self, lines: LineDecoder, token: int, table: dict[int, bytes]) -> bytes:
+        """What this id makes certain: bytes held back before it, and its own."""
+        if token in self._layout:
+            return self._layout[token](lines)
+        if token in self.special_ids:
+            return lines.end() + table[token]
+        return lines.text(table[token])
 
     def decode(self, ids: Iterable[int], keep_special: bool = False) -> str:
         """Text of the ids. Bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids, keep_special).decode("utf-8", errors="replace")
 
-    def stream_decoder(self) -> StreamDecoder:
-        """A decoder that is fed one id at a time."""
-        return StreamDecoder(self)
+    def stream_decoder(self, after: Iterable[int] = ()) -> StreamDecoder:
+        """A decoder that is fed one id at a time, and gives the text behind the ids `after`."""
+        return StreamDecoder(self, after)
 
     @cached_property
     def _bytes_with_special(self) -> dict[int, bytes]:
@@ -210,25 +308,47 @@ class Tokenizer:
 
     @cached_property
     def _bytes(self) -> dict[int, bytes]:
-        return {i: b"" if i in self._special_ids else data for i, data in self._bytes_with_special.items()}
+        return {i: b"" if i in self.special_ids else data for i, data in self._bytes_with_special.items()}
 
 
 class StreamDecoder:
-    """Ids to text one by one: a character split over tokens is held back until it is whole."""
+    """Ids to text one by one: a character split over tokens is held back until it is whole.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    With `indent_transform` the white space in front of a line's text is held back too. What `push` and `flush` give
+    together is `decode` of the ids. after: ids whose text is already shown; it decides about the blocks that are open.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._lines = LineDecoder() if tokenizer.indent_transform else None
+        for token in after if self._lines is not None else ():
+            self.push(token)
+        if self._lines is not None:
+            self._lines.drop()
+            self._decoder.reset()
 
     def push(self, token: int) -> str:
         """Text that became complete with this id ('' for special tokens and unfinished characters)."""
-        return self._decoder.decode(self._tokenizer.decode_bytes((token,)))
+        return self._decoder.decode(self._tokenizer.bytes_behind(self._lines, token))
 
     def flush(self) -> str:
         """What is left, U+FFFD for an unfinished character; the decoder starts anew."""
-        rest = self._decoder.decode(b"", final=True)
+        rest = self._decoder.decode(self._lines.end() if self._lines is not None else b"", final=True)
         self._decoder.reset()
         return rest
+
+
+def _says_indent(folder: Path) -> bool:
+    """Whether the tokenizer_config.json there, if there is one, says that `indent_transform` is on."""
+    file = folder / CONFIG_FILE
+    if not file.is_file():
+        return False
+    try:
+        own = json.loads(file.read_text(encoding="utf-8")).get(OWN_KEY, {})
+        return bool(own.get(INDENT_KEY, False))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a tokenizer_config.json ({error})") from None
 
 
 def _token_bytes(decoder: dict[str, Any] | None) -> Any:

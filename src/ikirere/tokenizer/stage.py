@@ -15,11 +15,12 @@ from ikirere.programme.stage import Progress, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import FILE, Tokenizer
 from ikirere.tokenizer.corpus import choose, read_documents
-from ikirere.tokenizer.report import measure_documents
+from ikirere.tokenizer.report import measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
 
 FOLDER = "tokenizer"
 ROWS = "heldout.jsonl"
+TOTALS = "totals.jsonl"
 TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
 
 
@@ -49,7 +50,8 @@ class TokenizerStage:
             shutil.rmtree(leftover, ignore_errors=True)
         tokenizer = self._train(context, data / TRAIN)
         rows = context.write_rows(ROWS, self._measure(context, tokenizer, data / HELDOUT))
-        return StageResult(self._metrics(context, rows), [FOLDER, rows])
+        counted = context.write_rows(TOTALS, [totals(read_rows(context.folder / rows))])
+        return StageResult(self._metrics(context, rows, counted), [FOLDER, rows, counted])
 
     def _train(self, context: StageContext, parquet: Path) -> Tokenizer:
         config = context.recipe.tokenizer
@@ -87,7 +89,8 @@ class TokenizerStage:
                 yield row
                 bar.advance(1)
 
-    def _metrics(self, context: StageContext, rows: str) -> list[Metric]:
+    def _metrics(self, context: StageContext, rows: str, counted: str) -> list[Metric]:
+        """Shares for reading; for gates that allow none, counts: a share of 1 or 0 always lies in its own band."""
         found = read_rows(context.folder / rows)
         domains = sorted({row["domain"] for row in found if row["tokens"]})
         metrics = [
@@ -99,8 +102,9 @@ class TokenizerStage:
                 context.metric("tokens_per_line/code", "ratio", rows, "tokens", "lines", {"domain": "code"})
             )
         metrics.append(context.metric("round_trip", "proportion", rows, "round_trip"))
-        metrics.append(context.metric("forged_specials", "proportion", rows, "forged"))
-        metrics.append(context.metric("unknown_tokens", "mean", rows, "unknown"))
+        metrics.append(context.metric("id_parity", "proportion", rows, "id_parity"))
+        for name in ("round_trip_failures", "parity_failures", "forged_specials", "unknown_tokens"):
+            metrics.append(context.metric(name, "scalar", counted, name))
         return metrics
 
 

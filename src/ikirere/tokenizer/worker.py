@@ -26,10 +26,13 @@ Learn = Callable[..., Any]
 
 
 def learners() -> dict[str, Learn]:
-    """What can be learnt here: name -> function(texts, size, split_digits) -> something JSON can hold."""
+    """What can be learnt here: name -> function(texts, size, split_digits) -> something JSON can hold.
+
+    The texts are read from the disk each time that the function goes through them.
+    """
     from ikirere.tokenizer import bpe, unigram
 
-    return {"bpe": bpe.learn, "unigram": unigram.learn}
+    return {"bpe": bpe.learn, "unigram": unigram.learn, "unigram-lines": unigram.learn_lines}
 
 
 def learn_apart(
@@ -93,10 +96,16 @@ def _run(job: str, listen: Callable[[str], None] | None) -> str:
     return "" if code < 0 else last
 
 
-def _read(corpus: Path) -> Iterator[str]:
-    with corpus.open(encoding="utf-8") as handle:
-        for line in handle:
-            yield json.loads(line)
+class _Texts:
+    """The texts of the corpus file, from the beginning each time."""
+
+    def __init__(self, corpus: Path) -> None:
+        self._corpus = corpus
+
+    def __iter__(self) -> Iterator[str]:
+        with self._corpus.open(encoding="utf-8") as handle:
+            for line in handle:
+                yield json.loads(line)
 
 
 def _leave_with(parent: int) -> None:
@@ -111,7 +120,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
     job = json.load(sys.stdin)
-    learnt = learners()[job["kind"]](_read(Path(job["corpus"])), job["size"], job["split_digits"])
+    learnt = learners()[job["kind"]](_Texts(Path(job["corpus"])), job["size"], job["split_digits"])
     result = Path(job["result"])
     temporary = result.with_name(result.name + ".part")
     temporary.write_text(json.dumps(learnt), encoding="utf-8")

@@ -1,23 +1,35 @@
 """Where documents come from: one small class per kind.
 
-A reader is made of its section of the recipe and the recipe's folder. `documents(skipped)` yields documents in an
-order that only depends on what is read, and calls `skipped(path, reason)` for what it cannot use. `fingerprint()`
-changes when what it would yield may change. `size()` estimates the bytes to come, for progress.
+A reader is made of its section of the recipe and the recipe's folder. `documents(skipped, say, start)` yields documents
+in an order that only depends on what is read, from the `start`-th on, and calls `skipped(path, reason)` for what it
+cannot use. `fingerprint()` changes when what it would yield may change. `size()` estimates the bytes to come, for
+progress.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
 
 from ikirere.data.document import Document
+from ikirere.data.sources.reader import Place, Reader, Say, fewer
+from ikirere.data.sources.text import Skipped
 from ikirere.errors import UserError
-from ikirere.recipe.sections import Source
+from ikirere.recipe.data import Source
 
-Skipped = Callable[[str, str], None]
-Say = Callable[[str], None]
+__all__ = [
+    "SOURCES",
+    "Place",
+    "Reader",
+    "Reading",
+    "Say",
+    "Skipped",
+    "fingerprint",
+    "open_source",
+    "reader",
+    "size",
+]
 
 SOURCES = {
     "python-environment": "ikirere.data.sources.python_environment:PythonEnvironmentSource",
@@ -25,13 +37,9 @@ SOURCES = {
     "jsonl": "ikirere.data.sources.jsonl:JsonlSource",
     "parquet": "ikirere.data.sources.parquet:ParquetSource",
     "hub": "ikirere.data.sources.hub:HubSource",
+    "arc": "ikirere.data.sources.arc:ArcSource",
+    "puzzles": "ikirere.data.sources.puzzles.source:PuzzleSource",
 }
-
-
-class Reader(Protocol):
-    def documents(self, skipped: Skipped, say: Say) -> Iterator[Document]: ...
-    def fingerprint(self) -> str: ...
-    def size(self) -> int: ...
 
 
 def reader(config: Source, recipe_folder: Path) -> Reader:
@@ -41,24 +49,71 @@ def reader(config: Source, recipe_folder: Path) -> Reader:
     return made
 
 
+class Reading(Iterator[Document]):
+    """The documents of a source, and the place behind the one given last. Raises UserError naming a source that
+    yields nothing, and what its reader raises."""
+
+    def __init__(
+        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | Place
+    ) -> None:
+        self.config = config
+        self.place = Place() if isinstance(start, int) else start
+        self._made = (config, recipe_folder, skipped, say, start)
+        self._stream: Iterator[Document] | None = None
+
+    def __next__(self) -> Document:
+        if self._stream is None:
+            self._stream = self._read(*self._made)
+        return next(self._stream)
+
+    def _read(
+        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | Place
+    ) -> Iterator[Document]:
+        # Of a number alone the bytes that count towards the limit are not known: the documents are read anew.
+        behind, past = start if isinstance(start, int) else 0, 0
+
+        def tell(path: str, reason: str) -> None:
+            if past == behind:
+                skipped(path, reason)
+
+        def full() -> bool:
+            return config.max_bytes is not None and self.place.n_bytes >= config.max_bytes
+
+        if full():
+            return
+        made = reader(config, recipe_folder)
+        for document in made.documents(tell, say, start if isinstance(start, Place) else 0):
+            self.place = Place(self.place.documents + 1, self.place.n_bytes + document.n_bytes, made.row)
+            if past < behind:
+                past += 1
+            else:
+                yield document
+            if full():
+                break
+        if past < behind:
+            raise fewer(config.name, past, behind)
+        if not self.place.documents:
+            raise UserError(
+                f"data.sources: source {config.name!r} ({config.kind}) gave no document; check its path or filters"
+            )
+
+
 def open_source(
-    config: Source, recipe_folder: Path, skipped: Skipped, say: Say = lambda line: None
-) -> Iterator[Document]:
+    config: Source,
+    recipe_folder: Path,
+    skipped: Skipped,
+    say: Say = lambda line: None,
+    start: int | Place = 0,
+) -> Reading:
     """Documents of a source, at most `max_bytes` of text (the document that reaches the limit is the last).
 
-    Raises UserError naming the source when it yields nothing, and what the reader raises.
+    start: documents to leave out, or the `place` of an earlier reading, which goes there without reading what is
+    behind where the kind can. What follows, the limit and the calls of `skipped` are then those of a reading that was
+    not interrupted: what was skipped before the last document behind the start is not told again.
+    Raises UserError naming the source when it yields nothing or fewer documents than `start`, and what the reader
+    raises.
     """
-    total = count = 0
-    for document in reader(config, recipe_folder).documents(skipped, say):
-        yield document
-        count += 1
-        total += document.n_bytes
-        if config.max_bytes is not None and total >= config.max_bytes:
-            break
-    if not count:
-        raise UserError(
-            f"data.sources: source {config.name!r} ({config.kind}) gave no document; check its path or filters"
-        )
+    return Reading(config, recipe_folder, skipped, say, start)
 
 
 def fingerprint(config: Source, recipe_folder: Path) -> str:

@@ -19,10 +19,9 @@ from pathlib import Path
 from ikirere.data.document import Document
 from ikirere.data.licence import of_metadata
 from ikirere.data.sources.docstrings import documentation
+from ikirere.data.sources.reader import Place, Say, onward
 from ikirere.data.sources.text import Skipped, interleave, read_text
-from ikirere.recipe.sections import PythonEnvironment
-
-Say = Callable[[str], None]
+from ikirere.recipe.data import PythonEnvironment
 
 OWN = "ikirere"  # its text changes with every edit of this project
 STDLIB_LICENCE = "PSF-2.0"
@@ -60,12 +59,17 @@ class PythonEnvironmentSource:
     Vendored files carry the licence of the distribution that ships them.
     """
 
+    row = None
+
     def __init__(self, config: PythonEnvironment, recipe_folder: Path) -> None:
         self.config = config
         index, parts = (int(n) for n in config.slice.split("/"))
         self.slice = (index - 1) % max(parts, 1), max(parts, 1)
 
-    def documents(self, skipped: Skipped, say: Say) -> Iterator[Document]:
+    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
+        return onward(self._all, skipped, start)
+
+    def _all(self, skipped: Skipped) -> Iterator[Document]:
         groups = self._groups()
         return interleave([partial(self._group, group, skipped) for group in groups], width=len(groups) or 1)
 

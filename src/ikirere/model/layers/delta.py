@@ -60,6 +60,23 @@ def delta_rule(
     A place with g = 0 and beta = 0 leaves the state as it is. chunk: a power of two.
     Both results are fp32, or fp64 where an input is. Raises ValueError for a chunk that is no power of two.
     """
+    if torch.compiler.is_compiling():
+        # A compiler would unroll the loop over chunks, minutes of work for products that it cannot improve.
+        found: tuple[Tensor, Tensor] = torch.compiler.disable(_choose)(q, k, v, g, beta, state, resets, chunk)
+        return found
+    return _choose(q, k, v, g, beta, state, resets, chunk)
+
+
+def _choose(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor,
+    beta: Tensor,
+    state: Tensor | None,
+    resets: Tensor | None,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if torch.float64 in (q.dtype, v.dtype, g.dtype) else torch.float32
     q, k, v, g, beta = (t.to(wide) for t in (q, k, v, g, beta))
     state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]) if state is None else state.to(wide)

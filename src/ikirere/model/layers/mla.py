@@ -113,9 +113,12 @@ class LatentAttention(Mixer):
         k, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((s.nope, s.value), dim=-1)
         k = torch.cat((k, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
         # Kernels that hold no square of scores want keys and values of one width: zeros change nothing.
-        width = s.nope + s.shared
-        both = max(width, s.value)
-        q, k, v = (F.pad(t, (0, both - t.shape[-1])) for t in (q * (both / width) ** 0.5, k, v))
+        wider = s.value - (s.nope + s.shared)
+        if wider > 0:
+            scale = (s.value / (s.nope + s.shared)) ** 0.5  # `attend` divides by the root of the padded width
+            q, k = F.pad(q * scale, (0, wider)), F.pad(k, (0, wider))
+        elif wider < 0:
+            v = F.pad(v, (0, -wider))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return attend(q, k, v, context.mask, context.causal)[..., : s.value]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Hybrid, Kda, Recursive, Window, layers
+from ikirere.recipe.mixers import Hybrid, Kda, Mla, Recursive, Window, layers
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.schema import Model, Recipe
 
@@ -32,6 +32,11 @@ def mixer_forward(m: Model, name: str, length: int) -> float:
         # Decay, read (S^T k), write (outer product) and output (S^T q) touch dk * dv state entries each.
         return 7.0 * heads * k.head_dim * k.head_dim
     seen = mean_context(length)
+    if name == "mla":
+        latent = m.mixer("mla")
+        assert isinstance(latent, Mla)
+        s = latent.sizes(m.head_size)
+        return 2.0 * m.num_attention_heads * (s.nope + s.shared + s.value) * seen
     if name == "window":
         w = m.mixer("window")
         assert isinstance(w, Window)

@@ -1,0 +1,111 @@
+"""Samples of documents that depend on nothing but the seed and the documents' ids, and files with equal bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+FOLDS = 2
+
+
+def draw(seed: int, identity: str) -> int:
+    """A number below 2**64, as if drawn at random for this id."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {identity}".encode(), digest_size=8).digest(), "big")
+
+
+def fold(drawn: int) -> int:
+    """0 or 1, from the lowest bit; the order of the other bits says who is in a sample."""
+    return drawn % FOLDS
+
+
+@dataclass
+class Catalogue:
+    """What is known of all documents of some parts, without their texts; one entry of each array per document, in
+    the parts' order. domains: names by number. n_bytes: of the text in UTF-8."""
+
+    part: npt.NDArray[np.int64]
+    row: npt.NDArray[np.int64]
+    drawn: npt.NDArray[np.uint64]
+    domain: npt.NDArray[np.int64]
+    n_bytes: npt.NDArray[np.int64]
+    domains: list[str]
+
+    @classmethod
+    def read(cls, parts: Sequence[Path], seed: int) -> Catalogue:
+        """parts: Parquet files of DOCUMENT_SCHEMA, read one at a time."""
+        numbers: dict[str, int] = {}
+        columns: list[list[npt.NDArray[np.int64]]] = [[], [], [], []]
+        drawn: list[npt.NDArray[np.uint64]] = []
+        for number, part in enumerate(parts):
+            table = pq.read_table(part, columns=["id", "domain", "text"])
+            domain = [numbers.setdefault(name, len(numbers)) for name in table["domain"].to_pylist()]
+            lengths = pc.binary_length(table["text"]).to_numpy()
+            for column, values in zip(
+                columns, (np.full(len(table), number), np.arange(len(table)), np.asarray(domain), lengths)
+            ):
+                column.append(np.asarray(values, np.int64))
+            drawn.append(np.array([draw(seed, one) for one in table["id"].to_pylist()], np.uint64))
+        if not parts:
+            empty = np.zeros(0, np.int64)
+            return cls(empty, empty, empty.astype(np.uint64), empty, empty, [])
+        part_of, row, of_domain, n_bytes = (np.concatenate(column) for column in columns)
+        return cls(part_of, row, np.concatenate(drawn), of_domain, n_bytes, list(numbers))
+
+    def lowest(
+        self,
+        among: npt.NDArray[np.bool_],
+        most: int | None = None,
+        n_bytes: int | None = None,
+        cut: int | None = None,
+    ) -> npt.NDArray[np.bool_]:
+        """Those with the lowest numbers drawn, of those marked: `most` documents, or as many as are needed to reach
+        `n_bytes` of text, counting at most `cut` bytes of each."""
+        places = np.flatnonzero(among)
+        places = places[np.argsort(self.drawn[places], kind="stable")]
+        if n_bytes is not None:
+            sizes = self.n_bytes[places] if cut is None else np.minimum(self.n_bytes[places], cut)
+            before = np.cumsum(sizes) - sizes
+            places = places[before < n_bytes]
+        marked = np.zeros(len(self.part), np.bool_)
+        marked[places[:most]] = True
+        return marked
+
+    def texts(self, parts: Sequence[Path], wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
+        """(place in the catalogue, text) of the documents marked, one part in memory at a time."""
+        for number, part in enumerate(parts):
+            places = np.flatnonzero(wanted & (self.part == number))
+            if len(places):
+                column = pq.read_table(part, columns=["text"])["text"]
+                for place in places:
+                    yield int(place), column[int(self.row[place])].as_py()
+
+
+def save_arrays(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
+    """An .npz file, written whole or not at all, with equal bytes for equal arrays (np.savez stores the time)."""
+
+    def write(part: Path) -> None:
+        with zipfile.ZipFile(part, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
+
+    replace_whole(path, write)
+
+
+def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """`write` is given a temporary name beside `path`; the file has its own name only once it is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
