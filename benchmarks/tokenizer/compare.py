@@ -9,7 +9,7 @@ Three kinds of text, each a domain of its own:
 Held out: files of the standard library whose path, relative to it, has a SHA-256 whose first eight bytes are a number
 that 20 divides; `--train` learns from the others, and so must what `--tokenizer` names. Ours then know the kind of text
 and the public ones do not, by far more than a held-out file makes up for: modules have siblings with lines in common.
-The other two domains are no kind of text that ours were trained on.
+None of the other two domains may be trained on.
 
 Example:
     python benchmarks/tokenizer/compare.py --train unigram:8192 --train bpe:8192 \\
@@ -128,7 +128,7 @@ def table(comparison: Comparison, notes: list[str], command: str) -> str:
         f"{documents['count']:,} files, {documents['bytes'] / 1e6:.2f} MB. code: held-out files of Python "
         f"{platform.python_version()}'s standard library, one in {ONE_IN} by a hash of the path; ours were trained on "
         "other files of that kind, which favours them. c: that Python's C headers; ikirere: this project's package; ours "
-        "were trained on neither kind. What the public ones were trained on is not known here.",
+        "were trained on no file of either. What the public ones were trained on is not known here.",
         "",
         *page.domains(comparison.figures, names),
         *page.verdicts(comparison.verdicts),
@@ -205,7 +205,7 @@ def main() -> None:
         chosen.remove(criterion)
         notes.append(f"NOT RUN: {criterion} ({criterion.target} is not at hand)")
     comparison = compare(
-        args.out, arms, held_out, chosen, args.seed, say=lambda line: print(line, file=sys.stderr)
+        args.out, arms, documents, chosen, args.seed, say=lambda line: print(line, file=sys.stderr)
     )
     made = table(
         comparison, [*args.note, *notes], "python benchmarks/tokenizer/compare.py " + shown(sys.argv[1:])

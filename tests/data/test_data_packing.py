@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.data.packing import BestFit, Layout, Leg, _Plan, best_fit, keyed, permuted
+from ikirere.data.packing import BestFit, Layout, Leg, _Plan, best_fit
+from ikirere.data.permutations import keyed, permuted
 from ikirere.data.shards import Shard
 from ikirere.data.stream import DocumentStream, Pieces
 

@@ -21,7 +21,7 @@ from ikirere.model.hub import hub_config, hub_name, load_config, load_pretrained
 transformers = pytest.importorskip("transformers")
 if not hasattr(transformers, "KimiLinearForCausalLM"):
     pytest.skip("this transformers has no KimiLinear", allow_module_level=True)
-PATTERNS = ["kda*3 mla", "mla", "kda mla", "mla kda*2", "kda kda mla kda mla"]
+PATTERNS = ["kda*3 mla", "mla", "kda mla", "mla kda*2", "kda*2 mla kda mla"]
 
 
 def shape(seed: int) -> ModelConfig:
@@ -40,7 +40,7 @@ def shape(seed: int) -> ModelConfig:
     mixers: dict[str, Any] = {"mla": latent}
     if "kda" in pattern:
         delta = {
-            "head_dim": r.choice([4, 9, 16]),
+            "head_dim": r.choice([16, 25]),
             "num_heads": r.randint(1, 3),
             "conv_size": r.choice([2, 4]),
         }
@@ -55,7 +55,7 @@ def shape(seed: int) -> ModelConfig:
         intermediate_size=r.randint(5, 70),
         max_position_embeddings=r.choice([80, 300]),
         rope_theta=r.choice([10_000.0, 5e5]),
-        rms_norm_eps=r.choice([1e-6, 1e-5, 1e-3]),
+        rms_norm_eps=r.choice([1e-5, 1e-3]),
         tie_word_embeddings=False,
         layer_pattern=pattern,
         mixers=mixers,
@@ -67,23 +67,24 @@ def scramble(model: torch.nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(torch.randn(p.shape, generator=generator) * (0.12 if p.ndim > 1 else 0.3))
+            p.copy_(torch.randn(p.shape, generator=generator) * (0.09 if p.ndim > 1 else 0.3))
             if name.endswith("norm.weight"):
                 p.add_(1.0)
             elif "conv" in name:
-                p.mul_(3.0)
-            elif p.ndim == 1 or "A_log" in name:
-                p.mul_(2.0)
+                p.mul_(4.0)
+            elif "A_log" in name:
+                # Mild decays: theirs takes differences of running sums, whose rounding strong ones make felt.
+                p.sub_(2.0)
 
 
 def tokens(config: ModelConfig, seed: int, length: int = 70) -> torch.Tensor:
     return torch.randint(0, config.vocab_size, (2, length), generator=torch.Generator().manual_seed(seed))
 
 
-def pair(config: ModelConfig, seed: int, folder: Path) -> tuple[Decoder, Any]:
+def pair(config: ModelConfig, seed: int, folder: Path, **tokens: int) -> tuple[Decoder, Any]:
     model = Decoder(config)
     scramble(model, seed)
-    save_pretrained(model, folder, {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0})
+    save_pretrained(model, folder, tokens)
     return model, transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
 
 
@@ -96,7 +97,7 @@ def same(ours: torch.Tensor, theirs: torch.Tensor) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_kimi_logits_both_ways(seed: int, tmp_path: Path) -> None:
     config = shape(seed)
-    model, theirs = pair(config, seed, tmp_path / "a")
+    model, theirs = pair(config, seed, tmp_path / "a", eos_token_id=2, pad_token_id=0)
     assert type(theirs).__name__ == "KimiLinearForCausalLM"
     assert (theirs.config.eos_token_id, theirs.config.pad_token_id) == (2, 0)
     assert theirs.num_parameters() == model.num_parameters()
@@ -123,7 +124,7 @@ def test_kimi_made_by_transformers(seed: int, tmp_path: Path) -> None:
             num_attention_heads=heads, num_key_value_heads=heads, kv_lora_rank=16, qk_nope_head_dim=8,
             qk_rope_head_dim=r.choice([3, 4]), v_head_dim=6, first_k_dense_replace=layers, pad_token_id=0,
             linear_attn_config={
-                "head_dim": 8, "num_heads": 2, "short_conv_kernel_size": 4,
+                "head_dim": 24, "num_heads": 2, "short_conv_kernel_size": 4,
                 **({"kda_layers": [1, 3, 4], "full_attn_layers": [2, 5]} if seed % 2 else {}),
             },
         )
@@ -135,7 +136,7 @@ def test_kimi_made_by_transformers(seed: int, tmp_path: Path) -> None:
         del values["layer_types"], values["mlp_layer_types"]
         (tmp_path / "config.json").write_text(json.dumps(values))
     model = load_pretrained(tmp_path)
-    expected = "kda mla kda*2 mla" if seed % 2 else "kda*4 mla"
+    expected = "kda mla kda" if seed % 2 else "kda*4 mla"
     assert model.config.layer_pattern == expected
     with torch.no_grad():
         same(model(tokens(model.config, seed)), theirs(tokens(model.config, seed)).logits)
@@ -163,6 +164,28 @@ def test_kimi_gradients(seed: int, tmp_path: Path) -> None:
             grad, seen = expected[where], seen + 1
         assert (p.grad.flatten() - grad.flatten()).abs().max() <= 1e-4 * grad.abs().max(), name
     assert round(seen) == len(expected)
+
+
+def test_kimi_where_rounding_is_felt(tmp_path: Path) -> None:
+    """Small heads, a small eps and strong decays blow rounding up: ours lies nearer to what fp64 gives."""
+    mixers = {"kda": {"head_dim": 9, "num_heads": 2}, "mla": {"kv_lora_rank": 9}}
+    config = dataclasses.replace(
+        shape(0), head_dim=8, hidden_size=24, num_hidden_layers=4, rms_norm_eps=1e-6, mixers=mixers
+    )
+    model = Decoder(config)
+    scramble(model, 0)
+    with torch.no_grad():
+        for layer in model.layers[:3]:
+            layer.mixer.A_log.add_(3.0)
+    save_pretrained(model, tmp_path)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    exact, t = load_pretrained(tmp_path, dtype=torch.float64), tokens(config, 0)
+    with torch.no_grad():
+        logits = exact(t)
+        assert logits.dtype == torch.float64
+        ours, other = ((m - logits).abs().max() for m in (model(t), theirs(t).logits))
+    assert ours <= other <= 1e-3
+    assert ours <= 1e-4
 
 
 def test_kimi_decoding_and_packing(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +167,14 @@ def test_a_text_that_would_not_come_back_is_left_as_it_is(
     assert tokenizer.decode(raw.encode(text)) == text
 
 
+def test_long_runs_take_linear_time(tokenizer: Tokenizer) -> None:
+    for text in (" " * 400_000, "\n".join([" " * 200_000, "\t" * 200_000]), "\n" * 400_000):
+        start = time.process_time()
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert time.process_time() - start < 5
+
+
 def test_what_is_remembered_is_bounded(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(indent, "_REMEMBERED", 5000)
     text = "\n".join(" " * (n * 7 % 101) + "x" for n in range(500))
@@ -212,6 +221,8 @@ def test_streaming_gives_the_same_text_for_any_ids(tokenizer: Tokenizer, data: s
         (["<indent>", "  "], "  "),
         (["<indent>"] * 70 + ["a"] + ["<nl>"] + ["<dedent>"] * 63 + ["b"], " " * 256 + "a\n    b"),
         (["<nl>", "<nl>", "<nl>"], "\n\n\n"),
+        ([" " * 9, "<indent>", "a", "<nl>", "b"], " " * 13 + "a\n    b"),  # too wide for a unit
+        (["    ", "<dedent>", "a"], "    a"),
     ],
 )
 def test_ids_that_a_model_makes_up_have_a_meaning(tokenizer: Tokenizer, parts: list[str], text: str) -> None:

@@ -104,7 +104,7 @@ def test_the_stage_trains_and_measures(context: StageContext) -> None:
     metrics = {m.name: m for m in result.metrics}
     assert set(metrics) == {
         "bytes_per_token/code", "bytes_per_token/docs", "tokens_per_line/code",
-        "round_trip", "forged_specials", "unknown_tokens",
+        "round_trip", "forged_specials", "unknown_tokens", "id_parity", "round_trip_failures", "parity_failures",
     }  # fmt: skip
     assert metrics["round_trip"].value == 1 and metrics["round_trip"].n == 12
     assert metrics["forged_specials"].value == 0

@@ -117,8 +117,11 @@ def test_a_trainer_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
-def test_a_stopped_run_leaves_no_trainer_behind(tmp_path: Path, how: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("how", "wait"),
+    [(signal.SIGINT, 1), (signal.SIGKILL, 1), (signal.SIGKILL, 0)],  # 0: before the trainer is up
+)
+def test_a_stopped_run_leaves_no_trainer_behind(tmp_path: Path, how: signal.Signals, wait: float) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from ikirere.tokenizer.train import train_tokenizer\n"
@@ -134,11 +137,10 @@ def test_a_stopped_run_leaves_no_trainer_behind(tmp_path: Path, how: signal.Sign
     assert process.stdout is not None
     assert process.stdout.readline() == "go\n"
     deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("training.part.*/corpus.jsonl")) and time.monotonic() < deadline:
+    while not (children := psutil.Process(process.pid).children()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    time.sleep(1)
-    children = psutil.Process(process.pid).children()
     assert len(children) == 1
+    time.sleep(wait)
     if how == signal.SIGINT:
         os.killpg(process.pid, how)  # what Ctrl-C in a terminal does
     else:

@@ -16,7 +16,7 @@ class Batch:
     """B rows of T tokens. All integer tensors are int64 of shape [B, T].
 
     labels: the next token of the same document at each place, -100 where there is none or no loss is wanted.
-    positions: place within the document, from 0 at its first token in the row.
+    positions: place within the document, from 0 at its first token in the row; on padding without meaning.
     document_ids: which document of the row a token is in, from 0 per row, -1 on padding; None where each row
         is one document without padding, so that attention needs no mask but the causal one.
     extras: further tensors of an objective (reference log-probabilities, pair ids), first dimension B.

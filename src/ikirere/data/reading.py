@@ -6,7 +6,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ikirere.data.document import DOCUMENT_SCHEMA, Document, TableWriter
-from ikirere.data.sources import fingerprint, open_source
-from ikirere.data.sources.text import BAD_ROW, BINARY, UNDECODABLE, UNREADABLE
+from ikirere.data.sources import Place, fingerprint, open_source
+from ikirere.data.sources.text import DAMAGED
 from ikirere.data.steps.step import LEDGER_SCHEMA
 from ikirere.recipe.data import Data, Source
 
 PART_BYTES = 8_000_000  # text of a part: what one worker holds at once
 SOURCE_BITS = 40  # `order` is source << SOURCE_BITS | row
-DAMAGED = (BINARY, UNDECODABLE, UNREADABLE, BAD_ROW)  # reasons that the user is told of while it runs
 STEP = "read"
 
 
@@ -73,7 +72,7 @@ def read_sources(
             write_json(place / "key.json", key)
         done = read_json(place / "done.json")
         if done is None:
-            done = _SourceReader(source, number, recipe_folder, place).run(advance, say)
+            done = _SourceReader(source, number, recipe_folder, place, say).run(advance)
             write_json(place / "done.json", done)
         else:
             advance(done["bytes"])
@@ -86,18 +85,22 @@ def read_sources(
 
 
 class _SourceReader:
-    """One source into parts. Beside each part lies the ledger of what was skipped on the way to it."""
+    """One source into parts. Beside each part lie the ledger of what was skipped on the way to it and the place in the
+    source behind it, both written before it: a part stands for everything up to its end."""
 
-    def __init__(self, source: Source, number: int, recipe_folder: Path, place: Path) -> None:
-        self.source, self.number, self.recipe_folder, self.place = source, number, recipe_folder, place
+    def __init__(
+        self, source: Source, number: int, recipe_folder: Path, place: Path, say: Callable[[str], None]
+    ) -> None:
+        self.source, self.number, self.place, self.say = source, number, place, say
         self.whole = sorted(place.glob("part-*.parquet"))
         for leftover in place.glob("*.part"):
             leftover.unlink()
         for ledger in place.glob("skipped-*.parquet"):
             if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
                 ledger.unlink()
-        # Skips that the finished parts account for come again when the source is walked anew.
-        self.known = sum(pq.read_metadata(p).num_rows for p in place.glob("skipped-*.parquet"))
+        last = place / f"place-{len(self.whole) - 1:05d}.json"
+        self.start = Place(**read_json(last)) if self.whole else Place()
+        self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
         self.rows: list[dict[str, Any]] = []
         self.skips: list[dict[str, Any]] = []
         self.damaged: list[str] = []
@@ -106,9 +109,6 @@ class _SourceReader:
     def skipped(self, path: str, reason: str) -> None:
         if reason in DAMAGED:
             self.damaged.append(f"{path} ({reason})")
-        if self.known:
-            self.known -= 1
-            return
         blank = dict.fromkeys(LEDGER_SCHEMA.names, "")
         self.skips.append(
             blank
@@ -122,20 +122,19 @@ class _SourceReader:
             }
         )
 
-    def run(self, advance: Callable[[int], None], say: Callable[[str], None]) -> dict[str, int]:
-        before = sum(pq.read_metadata(p).num_rows for p in self.whole)
-        if before:
-            say(f"source {self.source.name}: going on behind {before} documents")
-        count = n_bytes = 0
-        for document in open_source(self.source, self.recipe_folder, self.skipped, say):
+    def run(self, advance: Callable[[int], None]) -> dict[str, int]:
+        count, n_bytes = self.start.documents, self.start.n_bytes
+        advance(n_bytes)
+        if count:
+            self.say(f"source {self.source.name}: going on behind {count} documents")
+        for document in self.reading:
             advance(document.n_bytes)
             n_bytes += document.n_bytes
-            if count >= before:
-                self._add(document, count)
+            self._add(document, count)
             count += 1
         self._flush(last=True)
         if self.damaged:
-            say(
+            self.say(
                 f"source {self.source.name}: {len(self.damaged)} files or rows left out, first {self.damaged[0]}; "
                 "see ledger/read.parquet"
             )
@@ -155,7 +154,7 @@ class _SourceReader:
         with TableWriter(self.place / f"skipped-{name}", LEDGER_SCHEMA) as ledger:
             for skip in self.skips:
                 ledger.add(skip)
-        # Written last: a part stands for everything up to its end.
+        write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.place))
         write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
         self.whole.append(self.place / f"part-{name}")
         self.rows, self.skips, self.size = [], [], 0

@@ -115,7 +115,7 @@ class Tokenizer:
         for file in (given, given / FILE, given / "tokenizer" / FILE):
             if file.is_file():
                 try:
-                    return cls(file.read_text(encoding="utf-8"), str(file), _says_indent(file.parent))
+                    return cls(file.read_text(encoding="utf-8"), str(file), says_indent(file.parent))
                 except (OSError, UnicodeDecodeError) as error:
                     raise UserError(f"{file}: cannot be read ({error})") from None
         raise UserError(f"{given}: no {FILE} there; give the folder that holds it, or the file")
@@ -155,7 +155,11 @@ class Tokenizer:
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
-        """`encode` for many texts at once."""
+        """`encode` for many texts at once.
+
+        By sentencepiece where `encoder` says so, on one thread; with `indent_transform`, a text that holds one of the
+        control characters U+000E to U+0010 goes to `tokenizers`, as it stands.
+        """
         rows = list(texts)
         if self._fast is None:
             return self._by_record(rows)
@@ -229,8 +233,7 @@ class Tokenizer:
     def _encode_apart(self, text: str) -> list[int]:
         """Encode with every special spelling cut after its first character.
 
-        Tokenizers trained here never need it: their pre-tokenisers cut there already. An adopted vocabulary may
-        hold a special's spelling as an ordinary piece.
+        Tokenizers trained here never need it. An adopted vocabulary may hold a special's spelling as an ordinary piece.
         """
         cuts = [0, *(match.start() + 1 for match in self._broken.finditer(text)), len(text)]
         parts = [text[a:b] for a, b in pairwise(cuts) if b > a]
@@ -339,7 +342,7 @@ class StreamDecoder:
         return rest
 
 
-def _says_indent(folder: Path) -> bool:
+def says_indent(folder: Path) -> bool:
     """Whether the tokenizer_config.json there, if there is one, says that `indent_transform` is on."""
     file = folder / CONFIG_FILE
     if not file.is_file():

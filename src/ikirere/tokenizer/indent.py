@@ -9,8 +9,8 @@
 A stack holds the indents of the blocks that are open. What the ids mean (`LineDecoder`):
 
 - `<nl>` ends a line. If the next line holds more than spaces and tabs, the top of the stack is written in front of it.
-- `<indent>` opens a block: the top of the stack and one unit more. The unit is four spaces at first; white space that
-  stands in front of `<indent>` on its line is that block's unit, and the unit from there on.
+- `<indent>` opens a block: the top of the stack and one unit more. The unit is four spaces at first; white space of up
+  to `WIDEST` characters in front of `<indent>` on its line is that block's unit, and the unit from there on.
 - `<dedent>` closes a block. `<tab>` is a tab.
 - All other white space is text: what is left of a line's indent, and all of a blank line.
 - A line end that is text, not `<nl>`, leaves the next line as it is written.
@@ -31,12 +31,13 @@ from collections.abc import Callable, Iterator
 from ikirere.tokenizer.specials import DEDENT, INDENT, NEWLINE, TAB
 
 DEEPEST = 64  # blocks within each other; bounds memory on hostile text and ids
+WIDEST = 8  # characters of a unit, for the same reason
 FIRST_UNIT = "    "
 UNITS = (FIRST_UNIT, "\t", "  ", "   ", "        ")  # what a text may declare, outside of all blocks
 IN, OUT, TABBED = "\x0e", "\x0f", "\x10"  # stand-ins for <indent>, <dedent>, <tab>
 MARKS = {"\n": NEWLINE, IN: INDENT, OUT: DEDENT, TABBED: TAB}
 # What stands in front of a line's own text. It ends in a mark, or is empty.
-OPENING = "(?:[ \\t]*[\\x0e-\\x10])*"
+OPENING = f"(?:[ \\t]{{0,{WIDEST}}}[\\x0e-\\x10])*"
 
 _OWN_MARKS = re.compile("[\x0e-\x10]")
 _LINE = re.compile("\n([ \t]*)(?=[^ \t\n])")  # the beginning of a line that holds more than white space
@@ -80,7 +81,8 @@ class LineDecoder:
     def __init__(self) -> None:
         self._open: list[bytes] = []
         self._unit = FIRST_UNIT.encode()
-        self._held: bytes | None = b""  # None: behind the beginning of the line
+        self._held = bytearray()
+        self._opening = True  # no text of the line has come yet
 
     @classmethod
     def at(cls, key: Key) -> LineDecoder:
@@ -95,24 +97,24 @@ class LineDecoder:
         return tuple(indent.decode() for indent in self._open), self._unit.decode()
 
     def text(self, data: bytes) -> bytes:
-        if self._held is None:
+        if not self._opening:
             return data
-        line = self._held + data
-        own = line.lstrip(b" \t")
+        own = data.lstrip(b" \t")
         if not own:
-            self._held = line
+            self._held += data
             return b""
-        self._held = None
-        return line if own.startswith(b"\n") else self._top() + line
+        self._opening = False
+        indent = b"" if own.startswith(b"\n") else self._top()
+        return indent + self._release() + data
 
     def newline(self) -> bytes:
-        blank, self._held = self._held, b""
-        return (blank or b"") + b"\n"
+        self._opening = True
+        return self._release() + b"\n"
 
     def indent(self) -> bytes:
         if len(self._open) < DEEPEST:
-            if self._held:
-                self._unit, self._held = self._held, b""
+            if 0 < len(self._held) <= WIDEST:
+                self._unit = self._release()
             self._open.append(self._top() + self._unit)
         return b""
 
@@ -126,13 +128,20 @@ class LineDecoder:
 
     def end(self) -> bytes:
         """What is still held back; all blocks are closed."""
-        rest = self._held or b""
-        self.__init__()  # type: ignore[misc]
+        rest = self._release()
+        self._open.clear()
+        self._unit = FIRST_UNIT.encode()
+        self._opening = True
         return rest
 
     def drop(self) -> None:
         """What is held back has been shown already."""
-        self._held = self._held and b""
+        self._held.clear()
+
+    def _release(self) -> bytes:
+        held = bytes(self._held)
+        self._held.clear()
+        return held
 
     def _top(self) -> bytes:
         return self._open[-1] if self._open else b""

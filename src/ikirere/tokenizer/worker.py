@@ -1,6 +1,8 @@
 """Training in a process of its own: Ctrl-C ends it at once, and its memory goes back to the machine.
 
-    python -m ikirere.tokenizer.worker < job.json
+    python -m ikirere.tokenizer.worker PID < job.json
+
+PID is the process for which it works: once that is gone, it ends.
 
 The trainers are native code that does not look at signals; inside the main process a stop would have to wait for them.
 """
@@ -74,7 +76,8 @@ def learn_apart(
 
 def _run(job: str, listen: Callable[[str], None] | None) -> str:
     """Run the child to its end; the last line that it wrote. It never outlives this call."""
-    command = [sys.executable, "-m", "ikirere.tokenizer.worker"]
+    # Not left to the child to find out: its parent could be gone before it has started.
+    command = [sys.executable, "-m", "ikirere.tokenizer.worker", str(os.getpid())]
     last = ""
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace"
@@ -118,7 +121,7 @@ def _leave_with(parent: int) -> None:
 def main() -> None:
     """The child: job on standard input, trainer's log on standard error, result in the file that the job names."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    threading.Thread(target=_leave_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_leave_with, args=(int(sys.argv[1]),), daemon=True).start()
     job = json.load(sys.stdin)
     learnt = learners()[job["kind"]](_Texts(Path(job["corpus"])), job["size"], job["split_digits"])
     result = Path(job["result"])

@@ -523,6 +523,24 @@ def test_too_little_to_train_on_is_said(tmp_path: Path, seed_domains: tuple[str,
     assert not (tmp_path / "models.json").exists()
 
 
+def test_without_other_domains_there_is_perplexity_and_no_classifier(tmp_path: Path) -> None:
+    folder, said, rows = tmp_path / "models", [], corpus()
+    folder.mkdir()
+    (folder / "classifier-0.npz").write_bytes(b"of an earlier recipe")
+    keys = SEEDED | {"seed_domains": ("papers", "shops", "web"), "min_classifier": 0.0}
+    made = QualityFilter(context(folder, said.append, **keys))
+    made.prepare(parts(tmp_path / "parts", rows, 500))
+    assert said == [
+        "quality: trained on 120 documents of papers, shops, web; "
+        "no classifier, for there are too few documents of other domains"
+    ]
+    assert json.loads((folder / "models.json").read_text())["accuracy"] is None
+    assert {path.name for path in folder.iterdir()} == {"models.json", "ngram-0.npz", "ngram-1.npz"}
+    outcome = made(table(*rows))
+    assert set(outcome.ledger.column("reason").to_pylist()) == {"perplexity"}
+    assert outcome.logs["scores"].column("classifier").null_count == 120
+
+
 def test_models_are_opened_once_and_only_when_asked_for(tmp_path: Path) -> None:
     models = SeedModels(tmp_path / "nothing-here", 0)
     with pytest.raises(FileNotFoundError):

@@ -1,8 +1,8 @@
 """Logistic regression on hashed words and pairs of words: how much a text reads like good text.
 
-The set-up is that of GPT-3's filter (Brown et al. 2020, appendix A): text that is taken as good against text nobody
-has judged. So a low probability says "unlike the good text", not "bad", and a domain that is merely different is low
-too.
+The set-up is that of GPT-3's filter (Brown et al. 2020, appendix A): text that is taken as good against text
+nobody has judged. So a low probability says "unlike the good text", not "bad", and a domain that is merely
+different is low too.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ Features = tuple[Ints, Floats]
 
 
 def features(text: str) -> Features:
-    """(places below SIZE, int64 [n], in order; weights, float64 [n], of Euclidean length 1): log(1 + count) of each word
-    and each pair of neighbours, in lower case."""
+    """(places below SIZE, int64 [n], in order; weights, float64 [n], of Euclidean length 1): log(1 + count)
+    of each word and each pair of neighbours, in lower case."""
     words = _WORD.findall(text[:CHARACTERS].lower())
     if not words:
         return np.zeros(0, np.int64), np.zeros(0)
@@ -55,8 +55,9 @@ class Classifier:
 
     @classmethod
     def train(cls, good: Sequence[Features], unjudged: Sequence[Features], seed: int) -> Classifier:
-        """Both sides weigh the same, whatever their numbers. AdaGrad (Duchi et al. 2011), four passes in an order drawn
-        from the seed: the same input gives the same weights. Raises ValueError where a side is empty."""
+        """Both sides weigh the same, whatever their numbers. AdaGrad (Duchi et al. 2011), four passes in an
+        order drawn from the seed: the same input gives the same weights. Raises ValueError where a side is
+        empty."""
         if not good or not unjudged:
             raise ValueError("both sides need texts")
         every = [*good, *unjudged]
@@ -106,7 +107,8 @@ def _sigmoid(values: Floats) -> Floats:
 
 
 def area_under_curve(good: Sequence[float], unjudged: Sequence[float]) -> float:
-    """The share of pairs of one good and one other text that the scores put in the right order; ties count half."""
+    """The share of pairs of one good and one other text that the scores put in the right order; ties count
+    half."""
     scores = np.concatenate((np.asarray(good, np.float64), np.asarray(unjudged, np.float64)))
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]

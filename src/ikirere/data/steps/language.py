@@ -1,4 +1,5 @@
-"""Documents in other languages are dropped, by an offline detector (py3langid, a naive Bayes model over bytes)."""
+"""Documents in other languages are dropped, by an offline detector (py3langid, a naive Bayes model over
+bytes)."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ SCORES = pa.schema(
 def detector() -> LanguageIdentifier:
     """The model, loaded once per process (about a second), restricted to languages with an ISO 639-1 code.
 
-    Without the restriction short English texts are taken for creoles: on 1,208 English documents of LaTeX 98.2%
-    instead of 99.3% are recognised.
+    Without the restriction short English texts are taken for creoles: on 1,208 English documents of LaTeX
+    98.2% instead of 99.3% are recognised.
     """
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -40,7 +41,8 @@ def detector() -> LanguageIdentifier:
 
 
 def probabilities(text: str) -> dict[str, float]:
-    """Language to probability, the likeliest first, of the text's prose; empty where there is too little of it."""
+    """Language to probability, the likeliest first, of the text's prose; empty where there is too little of
+    it."""
     looked_at = sample(prose(text), SAMPLE)
     if len(looked_at.encode()) < MIN_BYTES:
         return {}
@@ -48,8 +50,9 @@ def probabilities(text: str) -> dict[str, float]:
 
 
 class Verdict(NamedTuple):
-    """keep: whether the document stays. language: ISO 639-1 code, or `und`. score: probability of the likeliest kept
-    language, None where there was too little prose. by: who decided, `detector`, `declared` or `nobody`."""
+    """keep: whether the document stays. language: ISO 639-1 code, or `und`. score: probability of the
+    likeliest kept language, None where there was too little prose. by: who decided, `detector`, `declared` or
+    `nobody`."""
 
     keep: bool
     language: str
@@ -60,14 +63,17 @@ class Verdict(NamedTuple):
 class LanguageFilter:
     """Drops documents whose likeliest language is none of those kept (reason `language`).
 
-    What is read: 1,800 characters from the beginning, middle and end of the prose; code, markup and formulas are cut
-    out first. A document is kept where the probability of the likeliest kept language is at least `min_score`.
+    What is read: 1,800 characters from the beginning, middle and end of the prose; code, markup and formulas
+    are cut out first. A document is kept where the probability of the likeliest kept language is at least
+    `min_score`.
 
-    The detector wins over the language that a source declares: a page filed under French that is still English is
-    an English page. The declared language decides only where the detector cannot: no language reaches `min_score`,
-    or there are fewer than 60 bytes of prose. A document with so little prose and no declared language is kept.
+    The detector wins over the language that a source declares: a page filed under French that is still
+    English is an English page. The declared language decides only where the detector cannot: no language
+    reaches `min_score`, or there are fewer than 60 bytes of prose. A document with so little prose and no
+    declared language is kept.
 
-    Not covered: documents that mix languages are judged as a whole; the variants of one language are not told apart.
+    Not covered: documents that mix languages are judged as a whole; the variants of one language are not told
+    apart.
     """
 
     name: ClassVar[str] = "language"

@@ -1,11 +1,13 @@
-"""A trigram model of words with interpolated modified Kneser-Ney smoothing, trained in seconds, held in arrays.
+"""A trigram model of words with interpolated modified Kneser-Ney smoothing, trained in seconds, held in
+arrays.
 
-Chen and Goodman 1998 (TR-10-98), with three discounts per order and an interpolated uniform distribution below the
-unigrams, as in Heafield et al. 2013. A document is one stream of words; there are no marks for its beginning and end,
-so its first two words are only ever context.
+Chen and Goodman 1998 (TR-10-98), with three discounts per order and an interpolated uniform distribution
+below the unigrams, as in Heafield et al. 2013. A document is one stream of words; there are no marks for its
+beginning and end, so its first two words are only ever context.
 
-Words that training saw once or never share the probability of `<unk>` evenly, among as many words as training left
-unknown. Without that a text in another language, all of it unknown, would be the least surprising of all.
+Words that training saw once or never share the probability of `<unk>` evenly, among as many words as training
+left unknown. Without that a text in another language, all of it unknown, would be the least surprising of
+all.
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ def tokens(text: str) -> list[str]:
 
 
 def discounts(counts: Ints) -> Floats:
-    """What is taken off counts of 1, 2 and 3 or more: float64 [4], the first 0 (Chen and Goodman, equation 26).
+    """What is taken off counts of 1, 2 and 3 or more: float64 [4], the first 0 (Chen and Goodman, equation
+    26).
 
-    counts: of the distinct n-grams of one order. Where a sample is too small to estimate them: 0.5, 1 and 1.5.
+    counts: of the distinct n-grams of one order. Where a sample is too small to estimate them: 0.5, 1 and
+    1.5.
     """
     seen = [int((counts == k).sum()) for k in range(1, 5)]
     if not all(seen):
@@ -68,9 +72,9 @@ def _find(keys: Ints, wanted: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
 class NgramModel:
     """Natural logarithms of probabilities, float64; n-grams as sorted int64 numbers of 21 bits per word.
 
-    trigrams, trigram_logs [T]: p(c | a b) of the trigrams seen. contexts, context_logs [C]: the weight of the lower
-    order after a b. bigrams, bigram_logs [B]: p(c | b). word_weights [V]: the weight of the unigrams after b.
-    word_logs [V]: p(c). Of V words the first is `<unk>`, which stands for exp(unknown_log) words.
+    trigrams, trigram_logs [T]: p(c | a b) of the trigrams seen. contexts, context_logs [C]: the weight of the
+    lower order after a b. bigrams, bigram_logs [B]: p(c | b). word_weights [V]: the weight of the unigrams
+    after b. word_logs [V]: p(c). Of V words the first is `<unk>`, which stands for exp(unknown_log) words.
     """
 
     words: list[str]
@@ -91,8 +95,8 @@ class NgramModel:
     def train(
         cls, texts: Iterable[Sequence[str]], min_count: int = 2, most_words: int = 1 << 18
     ) -> NgramModel:
-        """texts: documents as tokens. Words seen fewer than `min_count` times count as `<unk>`; of the others the
-        `most_words` most frequent are known. Raises ValueError where no document has three tokens."""
+        """texts: documents as tokens. Words seen fewer than `min_count` times count as `<unk>`; of the others
+        the `most_words` most frequent are known. Raises ValueError where no document has three tokens."""
         texts = list(texts)
         seen = Counter(token for text in texts for token in text)
         known = sorted(
@@ -136,8 +140,8 @@ class NgramModel:
         return cls(words, trigrams, logs[0], contexts, logs[1], bigrams, logs[2], logs[3], logs[4], unknown)
 
     def logs(self, ids: Ints) -> Floats:
-        """float64 [n - 2]: the logarithm of each word's probability after the two before it; of 0, that of any one
-        unknown word. ids: int64 [n]."""
+        """float64 [n - 2]: the logarithm of each word's probability after the two before it; of 0, that of
+        any one unknown word. ids: int64 [n]."""
         if len(ids) < 3:
             return np.zeros(0)
         first, second, third = ids[:-2], ids[1:-1], ids[2:]

@@ -1,4 +1,5 @@
-"""Personal data and credentials are replaced by typed placeholders, and every replacement is logged without its value."""
+"""Personal data and credentials are replaced by typed placeholders, and every replacement is logged without
+its value."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from ikirere.data.steps.pii_secrets import secrets
 from ikirere.data.steps.step import CHANGED, LedgerBuilder, Outcome, StepContext, in_domains, with_text
 from ikirere.errors import UserError
 
-# Where two kinds overlap the earlier one is taken: a token may hold digits, a card number read like a telephone's.
+# Where two kinds overlap the earlier one is taken: a token may hold digits, a card number read like a
+# telephone's.
 FINDERS: dict[str, Callable[[str], list[Span]]] = {
     "secret": secrets,
     "email": emails,
@@ -25,8 +27,8 @@ FINDERS: dict[str, Callable[[str], list[Span]]] = {
     "ip": addresses,
     "phone": phones,
 }
-# In square brackets, because the special tokens of the tokenizer are in angles. No finder's pattern takes in a square
-# bracket, so what is found never touches a placeholder.
+# In square brackets, because the special tokens of the tokenizer are in angles. No finder's pattern takes in
+# a square bracket, so what is found never touches a placeholder.
 PLACEHOLDERS = {kind: f"[{kind.upper()}]" for kind in FINDERS}
 REDACTIONS = pa.schema(
     [
@@ -68,8 +70,8 @@ def replace(text: str, found: Sequence[Redaction]) -> str:
 def redact(text: str, kinds: Collection[str] = tuple(FINDERS)) -> tuple[str, list[Redaction]]:
     """The text without personal data, and what was taken out, by its place in the text as it came in.
 
-    It looks again after each replacement, until nothing is found: a second call changes nothing. (What stands beside
-    a placeholder may only then have a boundary there.)
+    It looks again after each replacement, until nothing is found: a second call changes nothing. (What stands
+    beside a placeholder may only then have a boundary there.)
     """
     taken: list[Redaction] = []
     current = text
@@ -98,10 +100,11 @@ class Redactor:
     """Replaces e-mail addresses, telephone numbers, IP addresses, credentials and card numbers by `[EMAIL]`,
     `[PHONE]`, `[IP]`, `[SECRET]` and `[CARD]` (ledger: `changed`, reason `pii`, counts per kind).
 
-    The log `redactions` has a row per replacement: id, domain, kind, start and end in characters of the text as it
-    came in, and a keyed hash of the value (HMAC-SHA256, 32 hex digits). The value is in no log. The key comes from
-    the recipe's seed, so that builds are equal and equal values can be counted; whoever has the recipe can
-    therefore test a guess, and can try all telephone numbers. The hashes are no anonymisation: do not publish them.
+    The log `redactions` has a row per replacement: id, domain, kind, start and end in characters of the text
+    as it came in, and a keyed hash of the value (HMAC-SHA256, 32 hex digits). The value is in no log. The key
+    comes from the recipe's seed, so that builds are equal and equal values can be counted; whoever has the
+    recipe can therefore test a guess, and can try all telephone numbers. The hashes are no anonymisation: do
+    not publish them.
 
     Not covered: names, postal addresses, birth dates, national identity numbers, and what the finders of
     `pii_patterns` and `pii_secrets` say they do not find.

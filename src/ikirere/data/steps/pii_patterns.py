@@ -1,7 +1,7 @@
 """Where personal data stands in a text: one finder per kind, each from text to (start, end) spans.
 
-Every finder looks for something cheap first ('@', a run of digits) and checks only what it finds. The spans of one
-finder are in order and do not overlap. Credentials are in `pii_secrets`.
+Every finder looks for something cheap first ('@', a run of digits) and checks only what it finds. The spans
+of one finder are in order and do not overlap. Credentials are in `pii_secrets`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def emails(text: str) -> list[Span]:
     """Addresses `name@domain.tld`.
 
     Left alone: the example domains of RFC 2606 and 6761, users in URLs, and `git@host`. Not found:
-    quoted local parts, local parts outside Latin script or with rarer signs than . _ % + - ', domains without a dot, and addresses that are written out
-    ("name at domain dot org").
+    quoted local parts, local parts outside Latin script or with rarer signs than . _ % + - ', domains without
+    a dot, and addresses that are written out ("name at domain dot org").
     """
     found: list[Span] = []
     at = text.find("@")
@@ -74,9 +74,9 @@ _DOCUMENTATION = tuple(ipaddress.ip_network(network) for network in ("2001:db8::
 def addresses(text: str) -> list[Span]:
     """IP addresses, version 4 and 6, that are globally routable, for only those can point to somebody.
 
-    Left alone: private, loopback, link-local, documentation, multicast and reserved ranges; four numbers after a
-    word or sign that makes them a version or a section; four numbers below 32, which nearly always are one; and
-    version 6 addresses with fewer than three groups.
+    Left alone: private, loopback, link-local, documentation, multicast and reserved ranges; four numbers
+    after a word or sign that makes them a version or a section; four numbers below 32, which nearly always
+    are one; and version 6 addresses with fewer than three groups.
     """
     found = []
     for match in _IPV4.finditer(text) if _DOTS.search(text) else ():
@@ -142,9 +142,11 @@ def luhn(digits: str) -> bool:
 
 
 def cards(text: str) -> list[Span]:
-    """Payment card numbers: issuer's prefix and length, grouped as on a card or not at all, with the right checksum.
+    """Payment card numbers: issuer's prefix and length, grouped as on a card or not at all, with the right
+    checksum.
 
-    Test numbers of payment providers count too. One in ten other numbers with such a prefix passes the checksum.
+    Test numbers of payment providers count too. One in ten other numbers with such a prefix passes the
+    checksum.
     """
     found = []
     for match in _within_runs(_CARD, text):
@@ -168,11 +170,11 @@ _REGION = {"international": None, "british": "GB", "american": "US"}
 
 
 def phones(text: str) -> list[Span]:
-    """Telephone numbers: international ones with + or 00, American and British ones as they are written at home, each
-    checked against the numbering plans of phonenumbers.
+    """Telephone numbers: international ones with + or 00, American and British ones as they are written at
+    home, each checked against the numbering plans of phonenumbers.
 
-    Not found: other countries' numbers in their national form, and bare runs of digits. Numbers set aside for fiction
-    are left alone.
+    Not found: other countries' numbers in their national form, and bare runs of digits. Numbers set aside for
+    fiction are left alone.
     """
     found = []
     for match in _within_runs(_PHONE, text):

@@ -1,4 +1,5 @@
-"""Where credentials stand in a text: keys and tokens by their prefixes, and assignments by name and entropy."""
+"""Where credentials stand in a text: keys and tokens by their prefixes, and assignments by name and
+entropy."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ MIN_ENTROPY = 2.5  # bits per character after a known prefix: `xxxxxxxx` and `00
 MIN_ENTROPY_ASSIGNED = 3.5  # of a value that only the name before it makes a secret
 MIN_ENTROPY_HEX = 3.0  # the same, for hexadecimal digits, which hold four bits at most
 
-# Beginnings, and the pattern that is tried where one of them stands: a search for a literal is many times faster than
-# one for a pattern. Group 1, where there is one, is what is redacted.
+# Beginnings, and the pattern that is tried where one of them stands: a search for a literal is many times
+# faster than one for a pattern. Group 1, where there is one, is what is redacted.
 _TOKENS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
     (literals, re.compile(rf"(?<![A-Za-z0-9_]){pattern}(?![A-Za-z0-9])"))
     for literals, pattern in (
@@ -103,9 +104,10 @@ def _candidates(text: str) -> Iterator[Span]:
 
 
 def secrets(text: str) -> list[Span]:
-    """Keys and tokens: AWS, GitHub, GitLab, Slack, Google, OpenAI-style, Stripe, Hugging Face, npm, PyPI and SendGrid
-    by prefix and length; private key blocks; JSON Web Tokens; bearer tokens; passwords in URLs; and values of 16 or
-    more characters that look random and are assigned to a name like `api_key`, `token` or `password`.
+    """Keys and tokens: AWS, GitHub, GitLab, Slack, Google, OpenAI-style, Stripe, Hugging Face, npm, PyPI and
+    SendGrid by prefix and length; private key blocks; JSON Web Tokens; bearer tokens; passwords in URLs; and
+    values of 16 or more characters that look random and are assigned to a name like `api_key`, `token` or
+    `password`.
 
     Left alone: values that hold EXAMPLE or repeat few characters, words joined by signs, and blockchain
     addresses. Not found: short or wordlike passwords, secrets under other names, and secrets cut over lines.

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from ikirere.data.sources.files import expand
 from ikirere.data.steps.prose import code_domains
 from ikirere.data.steps.step import DROPPED, LedgerBuilder, Outcome, StepContext, filtered, in_domains
 from ikirere.errors import UserError
@@ -63,9 +64,11 @@ class WordList:
 
 
 def read_words(path: Path, key: str) -> WordList:
-    """A word list: one word or phrase per line, `# ...` a comment, `[name]` the category of the lines below it.
+    """A word list: one word or phrase per line, `# ...` a comment, `[name]` the category of the lines below
+    it.
 
-    key: the recipe's key that named the file, for messages. Raises UserError where it cannot be read or is empty.
+    key: the recipe's key that named the file, for messages. Raises UserError where it cannot be read or is
+    empty.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -98,11 +101,12 @@ class PolicyFilter:
     """Drops documents in which words of a list are too frequent (reason `policy`).
 
     A document goes where the list is matched at least `min_matches` times and the matched words are more than
-    `max_share` of all its words. The ledger names the category and the counts, never the words; its excerpt is empty.
+    `max_share` of all its words. The ledger names the category and the counts, never the words; its excerpt
+    is empty.
 
-    `scorer` is the place for a classifier: a function from text to a probability of breaking the policy, above
-    `max_score` of which a document goes too. None is shipped. A subclass sets it, and a line of the registry names
-    the subclass; the function must be importable, deterministic and cheap to pickle.
+    `scorer` is the place for a classifier: a function from text to a probability of breaking the policy,
+    above `max_score` of which a document goes too. None is shipped. A subclass sets it, and a line of the
+    registry names the subclass; the function must be importable, deterministic and cheap to pickle.
 
     Not covered: words in disguise (`p0rn`), other languages, and texts that are harmful in plain words.
     """
@@ -115,9 +119,9 @@ class PolicyFilter:
         settings = context.data.policy
         if settings is None:
             raise UserError("data.policy: the step needs its section")
-        path = (
-            SHIPPED if settings.words is None else context.recipe_folder / Path(settings.words).expanduser()
-        )
+        path = SHIPPED
+        if settings.words is not None:
+            path = expand(settings.words, "data.policy.words", context.recipe_folder)
         self.words = read_words(path, "data.policy.words")
         self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
         self.max_share, self.min_matches = settings.max_share, settings.min_matches

@@ -7,7 +7,8 @@ import re
 from ikirere.recipe.data import Data
 
 WINDOW = 6_000  # characters at each of the beginning, middle and end of a long text that are looked at
-# A line whose bytes, blanks aside, are by more than this share ASCII digits and punctuation is code or a table.
+# A line whose bytes, blanks aside, are by more than this share ASCII digits and punctuation is code or a
+# table.
 MAX_SYMBOLS = 0.35
 
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
@@ -49,11 +50,11 @@ def _lines(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """The text's prose: without fenced and inline code, tags, links' targets, formulas and TeX commands, and without
-    lines that are mostly digits and punctuation.
+    """The text's prose: without fenced and inline code, tags, links' targets, formulas and TeX commands, and
+    without lines that are mostly digits and punctuation.
 
-    Of a text of more than 18,000 characters its beginning, middle and end are looked at. Code that is indented and
-    reads like words is not told apart.
+    Of a text of more than 18,000 characters its beginning, middle and end are looked at. Code that is
+    indented and reads like words is not told apart.
     """
     found = []
     for part in _windows(text):

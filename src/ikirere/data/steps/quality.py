@@ -1,4 +1,5 @@
-"""Documents of low quality are dropped: by published rules, by perplexity, by likeness to text that is taken as good."""
+"""Documents of low quality are dropped: by published rules, by perplexity, by likeness to text that is taken
+as good."""
 
 from __future__ import annotations
 
@@ -36,17 +37,18 @@ Broken = tuple[str, float, float]  # reason, value, threshold
 class QualityFilter:
     """Drops documents that break a rule; the reason is the rule's name, the detail its value and threshold.
 
-    Rules run in the order of FineWeb's pipeline: gopher and gopher-repetition on the text as it comes in, then c4,
-    which takes lines out (ledger: `changed`, reason `c4-lines`, with counts by cause), then fineweb on what c4 left.
-    The first rule that is broken is the reason; `also` in the detail lists the others.
+    Rules run in the order of FineWeb's pipeline: gopher and gopher-repetition on the text as it comes in,
+    then c4, which takes lines out (ledger: `changed`, reason `c4-lines`, with counts by cause), then fineweb
+    on what c4 left. The first rule that is broken is the reason; `also` in the detail lists the others.
 
-    With `seed_domains` two models are trained on them (see `seed_models`), and the text as it comes in is scored by
-    them: `perplexity` above its domain's quantile and `classifier` below `min_classifier` drop a document. The
-    quantile is of all documents of a domain that are looked at, or of a sample of 10,000, whatever the rules do.
-    Documents of seed domains are judged as all others, by models that did not see them.
+    With `seed_domains` two models are trained on them (see `seed_models`), and the text as it comes in is
+    scored by them: `perplexity` above its domain's quantile and `classifier` below `min_classifier` drop a
+    document. The quantile is of all documents of a domain that are looked at, or of a sample of 10,000,
+    whatever the rules do. Documents of seed domains are judged as all others, by models that did not see
+    them.
 
-    The log `scores` has a row per document that was looked at and a column per measure, null where it was not asked
-    for. Not covered: the rules are made for English web pages. They drop most lists, tables and LaTeX.
+    The log `scores` has a row per document that was looked at and a column per measure, null where it was not
+    asked for. Not covered: the rules are made for English web pages. They drop most lists, tables and LaTeX.
     """
 
     name: ClassVar[str] = "quality"
@@ -75,22 +77,22 @@ class QualityFilter:
             return
         self.models, summary = train(parts, self.settings, self.looked_at, self.folder, self.seed)
         self.thresholds = summary.thresholds
-        judged = (
-            f"the classifier is right on {summary.accuracy:.1%} of texts that it did not see (area under curve {summary.auc:.3f})"
-            if summary.accuracy is not None
-            else "no classifier, for no other domain is looked at"
-        )
-        self._say(
-            f"quality: trained on {summary.seed_documents} documents of {', '.join(self.settings.seed_domains)}; {judged}"
-        )
+        judged = "no classifier, for there are too few documents of other domains"
+        if summary.accuracy is not None:
+            judged = (
+                f"the classifier is right on {summary.accuracy:.1%} of texts that it did not see "
+                f"(area under curve {summary.auc:.3f})"
+            )
+        good = f"{summary.seed_documents} documents of {', '.join(self.settings.seed_domains)}"
+        self._say(f"quality: trained on {good}; {judged}")
 
     def fingerprint(self) -> str:
         """Of the rules and their bounds."""
         return hashlib.sha256(repr(RULES).encode()).hexdigest()
 
     def measure(self, identity: str, text: str) -> tuple[dict[str, float | None], str, dict[str, int]]:
-        """(values by the names of MEASURES, as far as they are asked for; the text as the rules leave it; lines that
-        c4 took out, by cause)."""
+        """(values by the names of MEASURES, as far as they are asked for; the text as the rules leave it;
+        lines that c4 took out, by cause)."""
         values: dict[str, float | None] = {}
         rules = self.settings.rules
         kept = text

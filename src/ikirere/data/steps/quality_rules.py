@@ -1,11 +1,12 @@
 """Published quality rules: what each measures, its bounds, and the papers they are from.
 
 gopher, gopher-repetition: Rae et al. 2021 (arXiv 2112.11446), appendix A1.1 and table A1.
-c4: Raffel et al. 2020 (JMLR 21/140), section 2.2. fineweb: Penedo et al. 2024 (arXiv 2406.17557), section 3.6.
+c4: Raffel et al. 2020 (JMLR 21/140), section 2.2. fineweb: Penedo et al. 2024 (arXiv 2406.17557), section
+3.6.
 
-The papers leave some terms open. Here a word is what stands between blanks, a line one that is not blank (blanks at
-its ends aside), a paragraph what stands between blank lines, and a duplicate every copy after the first. Fractions of
-characters count the characters of words with one blank between two, or of lines.
+The papers leave some terms open. Here a word is what stands between blanks, a line one that is not blank
+(blanks at its ends aside), a paragraph what stands between blank lines, and a duplicate every copy after the
+first. Fractions of characters count the characters of words with one blank between two, or of lines.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Rule:
-    """A measure and the values of it that a document may have: low <= value <= high, or without the ends where
-    `strict`. The name is the reason in the ledger."""
+    """A measure and the values of it that a document may have: low <= value <= high, or without the ends
+    where `strict`. The name is the reason in the ledger."""
 
     name: str
     low: float | None = None
@@ -137,9 +138,10 @@ def duplicates(items: Iterable[str]) -> tuple[float, float]:
 def ngram_shares(words: list[str]) -> tuple[list[float], list[float]]:
     """(shares of characters in the most frequent 2-, 3- and 4-gram, shares in duplicate 5- to 10-grams).
 
-    An n-gram that is there once is no repetition, and every character counts once however many duplicates hold it.
-    Of equally frequent n-grams the longest counts. Exact: n-grams are numbered, not hashed. An n-gram can only be
-    repeated where the (n-1)-grams at its beginning and its end are, so each length looks only at those of the last.
+    An n-gram that is there once is no repetition, and every character counts once however many duplicates
+    hold it. Of equally frequent n-grams the longest counts. Exact: n-grams are numbered, not hashed. An
+    n-gram can only be repeated where the (n-1)-grams at its beginning and its end are, so each length looks
+    only at those of the last.
     """
     top, copied = [0.0] * 3, [0.0] * 6
     numbers = {word: number for number, word in enumerate(dict.fromkeys(words))}
@@ -244,7 +246,8 @@ def sentences(text: str) -> int:
 def c4(text: str) -> tuple[list[float], str, dict[str, int]]:
     """(values of RULES["c4"], in their order; the lines that C4 keeps; how many it leaves out, by cause).
 
-    Bad words are left to the policy step, repeated spans of three sentences to the search for near-duplicates.
+    Bad words are left to the policy step, repeated spans of three sentences to the search for
+    near-duplicates.
     """
     kept, removed = c4_lines(text)
     return [text.lower().count("lorem ipsum"), text.count("{"), sentences(kept)], kept, removed

@@ -1,4 +1,5 @@
-"""Samples of documents that depend on nothing but the seed and the documents' ids, and files with equal bytes."""
+"""Samples of documents that depend on nothing but the seed and the documents' ids, and files with equal
+bytes."""
 
 from __future__ import annotations
 
@@ -28,8 +29,8 @@ def fold(drawn: int) -> int:
 
 @dataclass
 class Catalogue:
-    """What is known of all documents of some parts, without their texts; one entry of each array per document, in
-    the parts' order. domains: names by number. n_bytes: of the text in UTF-8."""
+    """What is known of all documents of some parts, without their texts; one entry of each array per
+    document, in the parts' order. domains: names by number. n_bytes: of the text in UTF-8."""
 
     part: npt.NDArray[np.int64]
     row: npt.NDArray[np.int64]
@@ -66,8 +67,8 @@ class Catalogue:
         n_bytes: int | None = None,
         cut: int | None = None,
     ) -> npt.NDArray[np.bool_]:
-        """Those with the lowest numbers drawn, of those marked: `most` documents, or as many as are needed to reach
-        `n_bytes` of text, counting at most `cut` bytes of each."""
+        """Those with the lowest numbers drawn, of those marked: `most` documents, or as many as are needed to
+        reach `n_bytes` of text, counting at most `cut` bytes of each."""
         places = np.flatnonzero(among)
         places = places[np.argsort(self.drawn[places], kind="stable")]
         if n_bytes is not None:
@@ -89,7 +90,8 @@ class Catalogue:
 
 
 def save_arrays(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
-    """An .npz file, written whole or not at all, with equal bytes for equal arrays (np.savez stores the time)."""
+    """An .npz file, written whole or not at all, with equal bytes for equal arrays (np.savez stores the
+    time)."""
 
     def write(part: Path) -> None:
         with zipfile.ZipFile(part, "w") as archive:

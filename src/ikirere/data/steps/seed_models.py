@@ -1,7 +1,9 @@
-"""The n-gram model and the classifier that are trained on the spot from documents which a recipe takes as good.
+"""The n-gram model and the classifier that are trained on the spot from documents which a recipe takes as
+good.
 
-Two of each are made. A document belongs to one of two folds, drawn from its id, and is scored by the models of the
-other fold: no document is judged by a model that saw it, though the same documents serve for training and are judged.
+Two of each are made. A document belongs to one of two folds, drawn from its id, and is scored by the models
+of the other fold: no document is judged by a model that saw it, though the same documents serve for training
+and are judged.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ Mask = npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Summary:
-    """What training showed. accuracy and auc: of the classifier on documents that it did not see, both sides weighing
-    the same; None where there is no classifier. thresholds: of perplexity, by domain, empty where nothing is dropped by it."""
+    """What training showed. accuracy and auc: of the classifier on documents that it did not see, both sides
+    weighing the same; None where there is no classifier. thresholds: of perplexity, by domain, empty where
+    nothing is dropped by it."""
 
     seed_documents: int
     ngram_bytes: list[int]
@@ -47,7 +50,8 @@ class Summary:
 
 
 class SeedModels:
-    """The models of a folder, opened when a score is first asked for. Picklable: what was opened is left behind."""
+    """The models of a folder, opened when a score is first asked for. Picklable: what was opened is left
+    behind."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -69,7 +73,8 @@ class SeedModels:
         return self.ngrams[1 - fold(draw(self.seed, identity))].perplexity(text[:CUT])
 
     def probability(self, identity: str, text: str) -> float | None:
-        """Of being good text, by the classifier that did not see the document; None where none was trained."""
+        """Of being good text, by the classifier that did not see the document; None where none was
+        trained."""
         if not self.classifiers:
             return None
         return self.classifiers[1 - fold(draw(self.seed, identity))].probability(features(text))
@@ -80,9 +85,9 @@ def train(
 ) -> tuple[SeedModels, Summary]:
     """Train both models of both folds and write them, with `models.json`, into the folder.
 
-    looked_at: whether documents of a domain are judged. Good are documents of `settings.seed_domains`, unjudged those
-    of the other domains that are looked at; where these are too few and `min_classifier` drops nothing, there is no
-    classifier. Raises UserError where a side has too few documents.
+    looked_at: whether documents of a domain are judged. Good are documents of `settings.seed_domains`,
+    unjudged those of the other domains that are looked at; where these are too few and `min_classifier` drops
+    nothing, there is no classifier. Raises UserError where a side has too few documents.
     """
     catalogue = Catalogue.read(parts, seed)
     is_seed = np.array([name in settings.seed_domains for name in catalogue.domains], np.bool_)[
@@ -105,19 +110,19 @@ def train(
 
     models = SeedModels(folder, seed)
     sizes = _train_ngrams(catalogue, parts, is_seed, folds, folder)
+    good: list[float] = []
+    unjudged: list[float] = []
     for k in range(FOLDS):
-        (folder / f"classifier-{k}.npz").unlink(missing_ok=True)
-    good, unjudged = (
-        _train_classifiers(catalogue, parts, sides, folds, folder, seed) if with_classifier else ([], [])
-    )
+        (folder / f"classifier-{k}.npz").unlink(missing_ok=True)  # of an earlier recipe
+    if with_classifier:
+        good, unjudged = _train_classifiers(catalogue, parts, sides, folds, folder, seed)
     thresholds: dict[str, float] = {}
     if settings.max_perplexity_quantile < 1:
         thresholds = _thresholds(catalogue, parts, is_judged, models, settings.max_perplexity_quantile)
-    hits = (
-        [0.0]
-        if not with_classifier
-        else [np.mean(np.asarray(good) >= 0.5), np.mean(np.asarray(unjudged) < 0.5)]
-    )
+    accuracy = auc = None
+    if with_classifier:
+        hits = [np.mean(np.asarray(good) >= 0.5), np.mean(np.asarray(unjudged) < 0.5)]
+        accuracy, auc = round(float(np.mean(hits)), 4), round(area_under_curve(good, unjudged), 4)
     summary = Summary(
         seed_documents=int(is_seed.sum()),
         ngram_bytes=sizes,
@@ -125,8 +130,8 @@ def train(
         trigrams=[len(model.trigrams) for model in models.ngrams],
         good=len(good),
         unjudged=len(unjudged),
-        accuracy=round(float(np.mean(hits)), 4) if with_classifier else None,
-        auc=round(area_under_curve(good, unjudged), 4) if with_classifier else None,
+        accuracy=accuracy,
+        auc=auc,
         thresholds=thresholds,
     )
     text = json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n"
@@ -160,7 +165,8 @@ def _train_classifiers(
     folder: Path,
     seed: int,
 ) -> tuple[list[float], list[float]]:
-    """Probabilities of the good and of the unjudged documents sampled, each by the classifier that did not see it."""
+    """Probabilities of the good and of the unjudged documents sampled, each by the classifier that did not
+    see it."""
     found: list[list[list[Features]]] = []  # by fold and side
     for of_fold in folds:
         found.append([])

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ikirere.recipe.data import Arc
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Hub, Local
 
@@ -124,10 +125,12 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, str, str | None]]:
     """(key, name, text to look for sets in, split) of everything that is trained on."""
     for i, source in enumerate(recipe.data.sources):
         key = f"data.sources.{i}"
-        if isinstance(source, Local):
+        if isinstance(source, Arc):
+            yield f"{key}.path", source.name, *_by_name(f"{source.name} {source.path}")
+        elif isinstance(source, Local):
             yield f"{key}.path", source.name, *_by_name(f"{source.name} {source.path} {source.pattern}")
         elif isinstance(source, Hub):
-            text = f"{source.name} {source.dataset} {source.config or ''} {source.data_dir or ''}"
+            text = f"{source.name} {source.preset or ''} {source.dataset or ''} {source.config or ''} {source.data_dir or ''}"
             yield f"{key}.dataset", source.name, text, source.split.split("[")[0]
             for mirrored in _mirrored(source.mirror):
                 yield f"{key}.mirror", source.name, *_by_name(mirrored)

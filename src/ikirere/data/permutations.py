@@ -1,0 +1,56 @@
+"""Permutations without tables: where a keyed shuffle puts one place, evaluated where it is asked for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+_STRIDE = np.uint64(0x9E3779B97F4A7C15)
+_HALF = np.uint64(32)
+_ROUNDS = 12  # with fewer, some orders of half a dozen places come far more often than others
+
+
+def _mixed(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on uint64, in place."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(0xBF58476D1CE4E5B9)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(0x94D049BB133111EB)
+    x ^= x >> np.uint64(31)
+    return x
+
+
+def keyed(*numbers: int | np.ndarray) -> np.ndarray:
+    """A uint64 key of each combination of integers, which may be arrays."""
+    key = np.zeros(1, dtype=np.uint64)
+    for number in numbers:
+        key = _mixed(key + _STRIDE + np.asarray(number).astype(np.uint64))
+    return key
+
+
+def permuted(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
+    """Where a keyed permutation of range(size) takes `index`; all int64 [n] (key uint64), element by element.
+
+    A Feistel network on the smallest near-square a x b >= size, walked until it lands below size (Black and Rogaway
+    2002, "Ciphers with Arbitrary Finite Domains"); fewer than a of a x b places are beyond, so walks are short.
+    """
+    place, bound = index.astype(np.uint64), np.maximum(size, 1).astype(np.uint64)
+    a = np.ceil(np.sqrt(bound.astype(np.float64))).astype(np.uint64)
+    b = (bound + a - np.uint64(1)) // a
+    walking = np.arange(len(place))
+    while len(walking):
+        width, secret = b[walking], key[walking]
+        halves = np.divmod(place[walking], width)
+        sizes = a[walking], width
+        for turn in range(_ROUNDS):
+            secret += _STRIDE
+            moved, limit, other = halves[turn % 2], sizes[turn % 2], halves[1 - turn % 2]
+            drawn = _mixed(secret ^ other)
+            drawn >>= _HALF
+            drawn *= limit
+            drawn >>= _HALF  # a number below the limit, which is below 2^32
+            moved += drawn
+            np.subtract(moved, limit, out=moved, where=moved >= limit)
+        found = halves[0] * width + halves[1]
+        place[walking] = found
+        walking = walking[found >= bound[walking]]
+    return place.astype(np.int64)
