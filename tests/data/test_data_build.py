@@ -332,3 +332,12 @@ def test_mirror_books_are_whole(tmp_path: Path) -> None:
     out = folder(tmp_path, "out")
     counts = build(Data.model_validate({"sources": [books], "max_document_bytes": 4_000_000}), tmp_path, out)
     assert counts["domains"][0]["documents"] >= 5 and counts["domains"][0]["heldout_groups"] >= 1
+
+
+def test_excerpts_hold_no_personal_data_where_it_is_redacted(sources: Path) -> None:
+    (sources / "notes" / "big.txt").write_text("Write to ada.lovelace@analytical.co.uk soon. " + "x " * 3000)
+    for pii, seen in ((None, True), ({}, False)):
+        out = folder(sources, f"out-{seen}")
+        build(Data.model_validate(data(pii=pii)), sources, out)
+        [row] = [r for r in ledger(out) if r["path"] == "notes/big.txt"]
+        assert ("ada.lovelace" in row["excerpt"]) is seen and row["excerpt"].startswith("Write to ")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -13,8 +15,10 @@ from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.mla import LatentAttention, LatentState
+from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import mixer_forward
+from ikirere.recipe.planner.memory import cache_memory, layer_elements
 from ikirere.recipe.schema import Model
 
 WIDTHS = {"kv_lora_rank": 14, "qk_nope_head_dim": 8, "qk_rope_head_dim": 3, "v_head_dim": 6}
@@ -215,3 +219,49 @@ def test_planner_counts_mla_exactly(hidden: int, heads: int, half: int, chosen: 
     # Scores over nope + shared channels and the sum over value channels, for half the square.
     s = model.mixer("mla").sizes(2 * half)
     assert mixer_forward(model, "mla", 99) == 2 * heads * (s.nope + s.shared + s.value) * 50
+
+
+def test_planner_holds_latents_at_the_served_context() -> None:
+    recipe = load_recipe(Path(__file__).parents[1] / "recipe" / "small.yaml", ["model.layer_pattern=mla"])
+    s = recipe.model.mixer("mla").sizes(recipe.model.head_size)
+    held = cache_memory(recipe)
+    assert held.per_sequence == recipe.model.num_hidden_layers * held.context * held.bits / 8 * (
+        s.rank + s.shared
+    )
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "settings_"),
+    [
+        ("kda", {"head_dim": 16, "chunk_size": 16}),
+        ("kda", {"head_dim": 32, "gate_rank": 7, "num_heads": 3}),
+        ("mla", {}),
+        ("mla", {"v_head_dim": 40}),
+        ("mla", {"kv_lora_rank": 5, "q_lora_rank": 9, "qk_nope_head_dim": 3, "qk_rope_head_dim": 2}),
+    ],
+)
+def test_planner_knows_what_autograd_keeps(pattern: str, settings_: dict[str, int], packed: bool) -> None:
+    length, batch = 128, 2
+    model = Model(
+        vocab_size=30, hidden_size=48, num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=4, head_dim=16,
+        intermediate_size=96, max_position_embeddings=256, layer_pattern=pattern, mixers={pattern: settings_},
+    )  # fmt: skip
+
+    def saved(depth: int) -> int:
+        decoder = Decoder(ModelConfig.from_recipe(model.model_copy(update={"num_hidden_layers": depth})))
+        weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
+        seen: dict[int, Tensor] = {}
+
+        def keep(tensor: Tensor) -> Tensor:
+            if tensor.untyped_storage().data_ptr() not in weights:
+                seen[tensor.untyped_storage().data_ptr()] = tensor
+            return tensor
+
+        documents = torch.zeros(batch, length, dtype=torch.long) if packed else None
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            decoder.hidden(torch.zeros(batch, length, dtype=torch.long), document_ids=documents).sum()
+        return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+    counted = sum(layer_elements(model, pattern, length, packed)) * 4 * batch * length
+    assert saved(3) - saved(2) == pytest.approx(counted, rel=0.03)

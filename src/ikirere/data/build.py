@@ -27,7 +27,8 @@ from ikirere.data.reading import Read, digest, read_json, read_sources, write_js
 from ikirere.data.records import Records
 from ikirere.data.sources.local import expand
 from ikirere.data.steps import make_step
-from ikirere.data.steps.step import RowStep, StepContext
+from ikirere.data.steps.pii import redact
+from ikirere.data.steps.step import EXCERPT, RowStep, StepContext
 from ikirere.errors import UserError
 from ikirere.recipe.data import Data
 
@@ -106,7 +107,7 @@ class Build:
         began = time.perf_counter()
         made, figures = run_pass(self.engine, steps, parts, out, self.key)
         names = [part_name(p) for p in parts]
-        gather_pass(out, self.folder / LEDGER, names)
+        gather_pass(out, self.folder / LEDGER, names, self.mask())
         self.figures += figures
         seconds = time.perf_counter() - began
         for step in figures:
@@ -116,6 +117,19 @@ class Build:
                 + (f" ({seconds:.0f} s together)" if step is figures[-1] and seconds >= 10 else "")
             )
         return made
+
+    def mask(self) -> Callable[[str], str] | None:
+        """What excerpts of dropped texts go through: steps before `pii` saw texts that were not yet redacted."""
+        if self.data.pii is None:
+            return None
+        kinds = self.data.pii.kinds
+
+        def masked(excerpt: str) -> str:
+            # A value that the excerpt's end cuts in two would not be known for what it is.
+            whole = excerpt.rpartition(" ")[0] if len(excerpt) >= EXCERPT else excerpt
+            return redact(whole, kinds)[0]
+
+        return masked
 
     def exact(self, parts: list[Path]) -> list[Path]:
         # The verdicts are of the same key as the parts; a pass that is finished is not judged again.

@@ -99,6 +99,8 @@ class _Task:
 
 
 def _start_ray(workers: int | None) -> None:
+    # Its own limit of half a minute is too short for a machine that is busy.
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "180")
     try:
         import ray
     except ImportError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from ikirere.data.engine import Engine
 from ikirere.data.reading import read_json, write_json, write_table
 from ikirere.data.steps.step import CHANGED, LEDGER_SCHEMA, RowStep
+
+Mask = Callable[[str], str]
 
 
 @dataclass
@@ -127,8 +129,10 @@ def run_pass(
     return made, list(figures.values())
 
 
-def gather(files: Sequence[Path], target: Path, schema: pa.Schema = LEDGER_SCHEMA) -> int:
-    """Many ledger files into one, in the order of their names; the number of rows."""
+def gather(
+    files: Sequence[Path], target: Path, schema: pa.Schema = LEDGER_SCHEMA, mask: Mask | None = None
+) -> int:
+    """Many ledger files into one, in the order of their names; the number of rows. mask: applied to excerpts."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     rows = 0
@@ -137,6 +141,11 @@ def gather(files: Sequence[Path], target: Path, schema: pa.Schema = LEDGER_SCHEM
             for file in files:
                 table = pq.read_table(file)
                 rows += len(table)
+                if mask is not None and "excerpt" in schema.names:
+                    shown = pa.array(
+                        [mask(text) for text in table.column("excerpt").to_pylist()], pa.string()
+                    )
+                    table = table.set_column(table.schema.get_field_index("excerpt"), "excerpt", shown)
                 if len(table):
                     writer.write_table(table.select(schema.names).cast(schema))
         part.replace(target)
@@ -145,7 +154,7 @@ def gather(files: Sequence[Path], target: Path, schema: pa.Schema = LEDGER_SCHEM
     return rows
 
 
-def gather_pass(out: Path, folder: Path, source_names: Sequence[str]) -> list[str]:
+def gather_pass(out: Path, folder: Path, source_names: Sequence[str], mask: Mask | None = None) -> list[str]:
     """Ledgers and logs of a pass as `folder/<step>.parquet` and `folder/<step>-<log>.parquet`; their names."""
     made = []
     for kind in ("ledger", "logs"):
@@ -153,6 +162,6 @@ def gather_pass(out: Path, folder: Path, source_names: Sequence[str]) -> list[st
             files = [f for f in sorted(place.glob("*.parquet")) if f.stem in source_names]
             if files:
                 schema = LEDGER_SCHEMA if kind == "ledger" else pq.read_schema(files[0])
-                gather(files, folder / f"{place.name}.parquet", schema)
+                gather(files, folder / f"{place.name}.parquet", schema, mask)
                 made.append(f"{folder.name}/{place.name}.parquet")
     return made

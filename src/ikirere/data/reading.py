@@ -22,6 +22,7 @@ from ikirere.recipe.data import Data, Source
 PART_BYTES = 8_000_000  # text of a part: what one worker holds at once
 SOURCE_BITS = 40  # `order` is source << SOURCE_BITS | row
 STEP = "read"
+LAST = "last"  # names the ledger of what was skipped behind the last part
 
 
 @dataclass
@@ -102,7 +103,8 @@ class _SourceReader:
         self.start = Place(**read_json(last)) if self.whole else Place()
         self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
         self.rows: list[dict[str, Any]] = []
-        self.skips: list[dict[str, Any]] = []
+        self.skips: list[dict[str, Any]] = []  # on the way to the rows
+        self.behind: list[dict[str, Any]] = []  # since the last row
         self.damaged: list[str] = []
         self.size = 0
 
@@ -110,7 +112,7 @@ class _SourceReader:
         if reason in DAMAGED:
             self.damaged.append(f"{path} ({reason})")
         blank = dict.fromkeys(LEDGER_SCHEMA.names, "")
-        self.skips.append(
+        self.behind.append(
             blank
             | {
                 "step": STEP,
@@ -132,7 +134,10 @@ class _SourceReader:
             n_bytes += document.n_bytes
             self._add(document, count)
             count += 1
-        self._flush(last=True)
+        if self.rows:
+            self._flush()
+        # Of no part: a source that goes on behind its last one tells these again.
+        self._write_skips(self.behind, LAST)
         if self.damaged:
             self.say(
                 f"source {self.source.name}: {len(self.damaged)} files or rows left out, first {self.damaged[0]}; "
@@ -142,18 +147,21 @@ class _SourceReader:
 
     def _add(self, document: Document, row: int) -> None:
         document.order = self.number << SOURCE_BITS | row
+        self.skips += self.behind
+        self.behind = []
         self.rows.append(document.row())
         self.size += document.n_bytes
         if self.size >= PART_BYTES:
             self._flush()
 
-    def _flush(self, last: bool = False) -> None:
-        if not (self.rows or (last and self.skips)):
-            return
-        name = f"{len(self.whole):05d}.parquet"
-        with TableWriter(self.place / f"skipped-{name}", LEDGER_SCHEMA) as ledger:
-            for skip in self.skips:
+    def _write_skips(self, skips: list[dict[str, Any]], name: str) -> None:
+        with TableWriter(self.place / f"skipped-{name}.parquet", LEDGER_SCHEMA) as ledger:
+            for skip in skips:
                 ledger.add(skip)
+
+    def _flush(self) -> None:
+        name = f"{len(self.whole):05d}.parquet"
+        self._write_skips(self.skips, name.removesuffix(".parquet"))
         write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.place))
         write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
         self.whole.append(self.place / f"part-{name}")

@@ -1,4 +1,4 @@
-"""Quality: every rule at its bound, n-gram shares against a plain count, and models that never judge what they saw."""
+"""Quality: every rule at its bound, n-gram shares against a plain count, models that never judge what they saw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import pickle
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
@@ -86,13 +86,15 @@ WORDS = [
 ]
 
 
-def prose(n_lines: int, seed: int = 0) -> str:
+def prose(n_lines: int, bullet: str = "") -> str:
     """Lines of 15 words and one sentence each; from eight lines on no rule objects."""
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     lines = []
     for _ in range(n_lines):
         a, b, c, d, e, f, g, h, i, j = generator.choice(WORDS, 10, replace=False)
-        lines.append(f"{a} {b} {c} the {d} {e} {f} of {g} {h} and {i} {j} {generator.integers(1000)} too.")
+        lines.append(
+            f"{bullet}{a} {b} {c} the {d} {e} {f} of {g} {h} and {i} {j} {generator.integers(1000)} too."
+        )
     return "\n".join(lines)
 
 
@@ -116,7 +118,8 @@ def broken(text: str, *rules: str) -> list[str]:
 
 
 def test_groups_and_bounds_are_the_published_ones() -> None:
-    assert set(RULES) == set(Quality.model_fields["rules"].annotation.__args__[0].__args__)  # type: ignore[union-attr]
+    named = Quality.model_fields["rules"].annotation
+    assert set(RULES) == set(get_args(get_args(named)[0]))
     bounds = {rule.name: (rule.low, rule.high) for group in RULES.values() for rule in group}
     assert bounds["gopher-word-count"] == (50, 100_000)
     assert bounds["gopher-mean-word-length"] == (3, 10)
@@ -148,16 +151,16 @@ def test_good_prose_breaks_nothing() -> None:
         ("gopher-word-count", "the man and " * 16, "the man and " * 17),
         ("gopher-word-count", "the man and " * 33_334, "the man and " * 33_333),
         ("gopher-mean-word-length", "the be to of a a a a " * 10, "the have with that " * 20),
-        ("gopher-mean-word-length", "the be extraordinarily incomprehensibilities " * 20, "the be extraordinary cases " * 20),
+        ("gopher-mean-word-length", "the incomprehensibilities " * 40, "the unusual cases and others " * 20),
         ("gopher-hash-ratio", prose(8) + "#" * 15, prose(8) + "#" * 11),
         ("gopher-ellipsis-ratio", prose(8) + " ..." * 15, prose(8) + "..." * 11),
         ("gopher-ellipsis-ratio", prose(8) + "…" * 15, prose(8) + "…" * 11),
-        ("gopher-bullet-lines", "• " + prose(10).replace("\n", "\n• "), "So.\n- " + prose(9).replace("\n", "\n - ")),
+        ("gopher-bullet-lines", prose(10, bullet="• "), "So.\n" + prose(9, bullet=" - ")),
         ("gopher-ellipsis-lines", prose(12).replace(".", "...", 4), prose(12).replace(".", "...", 3)),
         ("gopher-alphabetic-words", "the man and 1 2 " * 20 + "3", "the man and a 2 " * 20),
         ("gopher-stop-words", "a man is the word " * 20, "a man is the word of " * 20),
         ("gopher-duplicate-lines", "a b\n" * 4 + "c\nd\ne\nf\ng", "a b\n" * 4 + "c\nd\ne\nf\ng\nh"),
-        ("gopher-duplicate-paragraphs", "a b\n\n" * 4 + "c\n\nd\n\ne\n\nf\n\ng", "a b\n\n" * 4 + "c\n\nd\n\ne\n\nf\n\ng\n\nh"),
+        ("gopher-duplicate-paragraphs", "a b\n\n" * 4 + "\n\n".join("cdefg"), "a b\n\n" * 4 + "\n\n".join("cdefgh")),
         ("gopher-duplicate-line-characters", "aaaa\naaaa\n" + "bbbbbbbbb\n" * 1, "aaaa\naaaa\n" + "b" * 12),
         ("gopher-duplicate-paragraph-characters", "aaaa\n\naaaa\n\n" + "b" * 11, "aaaa\n\naaaa\n\n" + "b" * 12),
         ("c4-lorem-ipsum", prose(8) + "\nLorem Ipsum dolor sit amet and so on.", prose(8) + "\nlorem dolor."),
@@ -165,7 +168,7 @@ def test_good_prose_breaks_nothing() -> None:
         ("c4-sentences", prose(2) + "\nno end of the line here", prose(3)),
         ("fineweb-line-punctuation", "the end\n" * 22 + prose(3), "the end\n" * 21 + prose(3)),
         ("fineweb-duplicate-line-characters", "ab\nab\n" + "c" * 16, "ab\nab\n" + "c" * 17),
-        ("fineweb-short-lines", "x" * 30 + "\n" + "y" * 29 + "\n" + "z\n" * 2, "x" * 30 + "\n" + "y" * 30 + "\n" + "z\n" * 4),
+        ("fineweb-short-lines", "x" * 30 + "\n" + "y" * 29 + "\nz\nz", "x" * 30 + "\n" + "y" * 30 + "\nz" * 4),
     ],
 )  # fmt: skip
 def test_each_rule_on_both_sides_of_its_bound(rule: str, bad: str, good: str) -> None:
@@ -277,8 +280,15 @@ def test_c4_keeps_lines_of_prose() -> None:
 
 @pytest.mark.parametrize(
     ("text", "n"),
-    [("", 0), ("One. Two! Three?", 3), ("No end", 1), ("One (two.) Three.\nFour", 3), ("It is 3.5 m, e.g. here.", 1), ("So... she went.", 1)],
-)  # fmt: skip
+    [
+        ("", 0),
+        ("One. Two! Three?", 3),
+        ("No end", 1),
+        ("One (two.) Three.\nFour", 3),
+        ("It is 3.5 m, e.g. here.", 1),
+        ("So... she went.", 1),
+    ],
+)
 def test_sentences_are_counted(text: str, n: int) -> None:
     assert sentences(text) == n
 

@@ -64,8 +64,8 @@ _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 # Global unicast begins with 2 or 3, which keeps `std::` and times of day out.
 _IPV6 = re.compile(r"(?<![\w:.])[23][0-9A-Fa-f]{3}:[0-9A-Fa-f:]{1,34}(?<!(?<!:):)(?!\w|:\w)")
 _VERSION = re.compile(
-    r"(?:\b(?:v|ver|version|release|rev|build|section|sec|chapter|figure|fig|table|theorem|lemma|appendix|clause)"
-    r"\.?|[<>=!~]=|[~^§]|[A-Za-z][/_-])[ \t]*\Z",
+    r"(?:\b(?:v|ver|version|release|rev|build|section|sec|chapter|figure|fig|table|theorem|lemma|appendix"
+    r"|clause)\.?|[<>=!~]=|[~^§]|[A-Za-z][/_-])[ \t]*\Z",
     re.IGNORECASE,
 )
 _DOCUMENTATION = tuple(ipaddress.ip_network(network) for network in ("2001:db8::/32", "3fff::/20"))
@@ -125,7 +125,8 @@ def _within_runs(pattern: re.Pattern[str], text: str) -> Iterator[re.Match[str]]
 
 
 _CARD = re.compile(
-    r"(?<![\w.,+-])\d{4}(?:\d{9,15}|(?P<sep>[ -])(?:(?:\d{4}(?P=sep)){2}\d{4}(?:(?P=sep)\d{3})?|\d{6}(?P=sep)\d{4,5}))"
+    r"(?<![\w.,+-])\d{4}(?:\d{9,15}|(?P<sep>[ -])"
+    r"(?:(?:\d{4}(?P=sep)){2}\d{4}(?:(?P=sep)\d{3})?|\d{6}(?P=sep)\d{4,5}))"
     r"(?!\w|[.,-]\d)"
 )
 # Prefixes and lengths of Visa, Mastercard, American Express, Discover, Diners Club and JCB.

@@ -45,15 +45,15 @@ _TOKENS: tuple[tuple[tuple[str, ...], re.Pattern[str]], ...] = tuple(
 )
 _BEGIN = r"-----BEGIN [A-Z0-9 ]{0,32}PRIVATE KEY(?: BLOCK)?-----"
 _KEY_BLOCK = re.compile(  # to its end, or, where that is cut off, as far as there are lines of base64
-    rf"{_BEGIN}(?:((?:(?!-----BEGIN)[\s\S]){{64,20000}}?)-----END [A-Z0-9 ]{{0,32}}PRIVATE KEY(?: BLOCK)?-----"
+    rf"{_BEGIN}(?:((?:(?!-----BEGIN)[\s\S]){{64,20000}}?){_BEGIN.replace('BEGIN', 'END')}"
     rf"|((?:[\s\"'+\\]|\\n)*(?:[A-Za-z0-9+/=]{{40,}}(?:[\s\"'+\\]|\\n)*)+))"
 )
 _BASE64 = re.compile(r"[A-Za-z0-9+/]{40}")
 _URL_PASSWORD = re.compile(r"://[^\s/:@\[\]]{1,64}:([^\s/:@\[\]\"'<>${}]{6,128})@")
 _ASSIGNED = re.compile(r"[:=]>?[ \t]*[\"'`]?([A-Za-z0-9+/_.~-]{16,512}+=*)(?![ \t]*[(\[])")
 _NAMED = re.compile(
-    r"(?:api[_-]?key|secret|token|passw(?:or)?d|passphrase|credential|(?:private|access|auth|account|signing)[_-]?key)"
-    r"[\w-]{0,16}[\"'`]?[ \t]{0,8}\Z",
+    r"(?:api[_-]?key|secret|token|passw(?:or)?d|passphrase|credential"
+    r"|(?:private|access|auth|account|signing)[_-]?key)[\w-]{0,16}[\"'`]?[ \t]{0,8}\Z",
     re.IGNORECASE,
 )
 _PUBLIC = re.compile(r"public[\w-]*\Z", re.IGNORECASE)

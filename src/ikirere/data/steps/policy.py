@@ -134,7 +134,8 @@ class PolicyFilter:
     def fingerprint(self) -> str:
         """Of the word list and the scorer's name."""
         scorer = type(self).scorer
-        return f"{self.sha256} {getattr(scorer, '__module__', '')}:{getattr(scorer, '__qualname__', '')} {self.max_score}"
+        place = f"{scorer.__module__}:{scorer.__qualname__} {self.max_score}" if scorer is not None else ""
+        return f"{self.sha256} {place}"
 
     def __call__(self, table: pa.Table) -> Outcome:
         ledger = LedgerBuilder(self.name)

@@ -14,14 +14,16 @@ MAX_SYMBOLS = 0.35
 _FENCE = re.compile(r"^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1|\Z)", re.MULTILINE | re.DOTALL)
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _DISPLAY = re.compile(
-    r"\$\$.*?\$\$|\\\[.*?\\\]|\\begin\{(equation|align|gather|multline|eqnarray|tikzpicture|lstlisting|verbatim|array)(\*?)\}"
+    r"\$\$.*?\$\$|\\\[.*?\\\]"
+    r"|\\begin\{(equation|align|gather|multline|eqnarray|tikzpicture|lstlisting|verbatim|array)(\*?)\}"
     r".*?\\end\{\1\2\}",
     re.DOTALL,
 )
 _INLINE = re.compile(r"\$[^$\n]{1,300}\$|\\\(.{1,300}?\\\)|`[^`\n]{1,300}`")
 # Names and targets, which are in no language: what they take in braces is looked at no further.
 _REFERENCE = re.compile(
-    r"\\(?:label|ref|eqref|cref|Cref|cite\w*|input|include\w*|usepackage|documentclass|begin|end|olfileid|href|url)"
+    r"\\(?:label|ref|eqref|cref|Cref|cite\w*|input|include\w*|usepackage|documentclass|begin|end|olfileid|href"
+    r"|url)"
     r"\*?(?:\[[^\]\n]*\])?(?:\{[^{}\n]*\})?"
 )
 _COMMAND = re.compile(r"\\[A-Za-z@]+\*?")

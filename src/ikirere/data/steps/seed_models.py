@@ -104,8 +104,8 @@ def train(
         elif fewest < FEWEST:
             raise UserError(
                 f"data.quality.seed_domains: {int(members.sum())} documents {side} are too few to train on "
-                f"(at least {FEWEST} in each half, {fewest} found; domains here: {', '.join(sorted(catalogue.domains))}); "
-                "name other domains, or leave seed_domains empty"
+                f"(at least {FEWEST} in each half, {fewest} found; domains here: "
+                f"{', '.join(sorted(catalogue.domains))}); name other domains, or leave seed_domains empty"
             )
 
     models = SeedModels(folder, seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Kda, Window, layers
+from ikirere.recipe.mixers import Kda, Mla, Window, layers
 from ikirere.recipe.planner import constants as c
 from ikirere.recipe.planner.counts import Counts, count
 from ikirere.recipe.planner.hardware import Device
@@ -62,12 +62,27 @@ def layer_elements(m: Model, name: str, length: int, packed: bool) -> tuple[floa
     """(fp32 elements, elements in working precision) that one layer keeps per token for the backward pass."""
     q, kv = m.num_attention_heads * m.head_size, m.num_key_value_heads * m.head_size
     heads = m.num_attention_heads
-    norms = c.NORM_PER_HIDDEN * m.hidden_size + c.PER_TOKEN
+    norms = float(c.NORM_PER_HIDDEN * m.hidden_size + c.PER_TOKEN)
     inner = float(c.FEED_FORWARD_COPIES * m.intermediate_size)
     if name == "kda":
         k = m.mixer("kda")
         assert isinstance(k, Kda)
-        return norms, inner + c.KDA_COPIES * (k.num_heads or heads) * k.head_dim
+        heads, rank = k.num_heads or heads, k.gate_rank or k.head_dim
+        norms += heads * (c.KDA_COPIES * k.head_dim + c.KDA_SQUARES * k.chunk_size + c.KDA_PER_HEAD)
+        norms += heads * k.head_dim * k.head_dim / k.chunk_size
+        if packed:  # which pairs are of one document, and one square that it masks
+            norms += (heads + 1) * k.chunk_size
+        return norms, inner + heads * k.head_dim + 2 * rank
+    if name == "mla":
+        latent = m.mixer("mla")
+        assert isinstance(latent, Mla)
+        s = latent.sizes(m.head_size)
+        key, widest = s.nope + s.shared, max(s.nope + s.shared, s.value)
+        norms += c.PER_HEAD * heads + 1 + s.rank + s.shared + (c.MASK_PER_PAIR * length if packed else 0)
+        # Query, key and output at the kernel's width; value, padded or as it lies beside the keys; the latent.
+        inner += heads * (3 * widest + (key + s.value if s.value < key else s.nope + s.value))
+        inner += s.rank + s.shared + 2 * s.query_rank
+        return norms, inner
     inner += c.QUERY_COPIES * q + c.KEY_VALUE_COPIES * kv
     norms += c.PER_HEAD * heads
     if m.qk_norm:
@@ -187,7 +202,8 @@ def training_memory(recipe: Recipe, device: Device) -> list[Memory]:
 
 
 def cache_memory(recipe: Recipe) -> Cache:
-    """Keys and values at the served context. Windows keep their window; KDA keeps a fixed fp32 state."""
+    """Keys and values at the served context. Windows keep their window, latent attention its latents, KDA a fixed
+    fp32 state."""
     m, serve = recipe.model, recipe.serve
     context = serve.context or m.max_position_embeddings
     width = 2 * m.num_key_value_heads * m.head_size * serve.kv_cache_bits / 8
@@ -199,6 +215,11 @@ def cache_memory(recipe: Recipe) -> Cache:
             heads = k.num_heads or m.num_attention_heads
             state = heads * k.head_dim * k.head_dim + 3 * heads * k.head_dim * (k.conv_size - 1)
             total += state * c.FP32
+        elif name == "mla":
+            latent = m.mixer("mla")
+            assert isinstance(latent, Mla)
+            s = latent.sizes(m.head_size)
+            total += (s.rank + s.shared) * serve.kv_cache_bits / 8 * context
         elif name == "window":
             w = m.mixer("window")
             assert isinstance(w, Window)
