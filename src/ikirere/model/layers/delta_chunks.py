@@ -20,10 +20,13 @@ _SLAB = 1 << 18
 """Numbers of q that are worked on at once on the CPU: what its caches hold."""
 
 
-def _row_factors(q: Tensor, k: Tensor, since: Tensor, half: int) -> Tensor:
+def _rows(q: Tensor, k: Tensor, since: Tensor, half: int) -> Tensor:
     """(q, k) e^(G_i - G_m) of all second halves, m being their run's middle: [M, runs, 2 * half, K]."""
-    factor = _halves(since, half)[1].exp()
-    return torch.stack((_halves(q, half)[1] * factor, _halves(k, half)[1] * factor), dim=2).flatten(2, 3)
+    factor = _halves(since, half)[1]
+    rows = q.new_empty(len(q), factor.shape[1], 2, half, q.shape[-1])
+    torch.mul(_halves(q, half)[1], factor, out=rows[:, :, 0])
+    torch.mul(_halves(k, half)[1], factor, out=rows[:, :, 1])
+    return rows.flatten(2, 3)
 
 
 class Within(torch.autograd.Function):
@@ -77,21 +80,20 @@ def _within(
     decay: Tensor,
 ) -> None:
     """`Within` for [M, C, K]: the first three are read, the others filled."""
-    since, until = g.clone(), torch.zeros_like(g)
+    since, until = g.exp(), torch.ones_like(g)
     keys.zero_()
     scores.zero_().diagonal(dim1=1, dim2=2).copy_((q * k).sum(-1))
     half = 1
     while half < q.shape[1]:
-        rows = _row_factors(q, k, since, half)
-        columns = _halves(k, half)[0] * _halves(until, half)[0].exp()
-        found = rows @ columns.mT
+        columns = _halves(k, half)[0] * _halves(until, half)[0]
+        found = _rows(q, k, since, half) @ columns.mT
         _corners(scores, half).copy_(found[:, :, :half])
         _corners(keys, half).copy_(found[:, :, half:])
         _grow(since, until, half)
         half *= 2
-    torch.mul(q, since.exp_(), out=reading)
+    torch.mul(q, since, out=reading)
     torch.mul(k, since, out=erasing)
-    torch.mul(k, until.exp_(), out=writing)
+    torch.mul(k, until, out=writing)
     decay.copy_(since[:, -1])
 
 
@@ -110,18 +112,17 @@ def _within_backward(
     dg: Tensor,
 ) -> None:
     """Fills the last three. What reaches an exponent is what reaches its factor, times the factor: x dx for x = q, k."""
-    since, until = g.clone(), torch.zeros_like(g)
+    since, until = g.exp(), torch.ones_like(g)
     own = d_scores.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     torch.mul(own, k, out=dq)
     torch.mul(own, q, out=dk)
     exponents: list[tuple[int, Tensor, Tensor]] = []
     half = 1
     while half < q.shape[1]:
-        (k_first, k_second), factor = _halves(k, half), _halves(until, half)[0].exp()
+        (k_first, k_second), factor = _halves(k, half), _halves(until, half)[0]
         d = torch.cat((_corners(d_scores, half), _corners(d_keys, half)), dim=2)
-        of_column = (d.mT @ _row_factors(q, k, since, half)).mul_(factor)
-        of_row = d @ factor.mul_(k_first)
-        of_row = of_row.unflatten(2, (2, half)).mul_(_halves(since, half)[1].exp().unsqueeze(2))
+        of_column = (d.mT @ _rows(q, k, since, half)).mul_(factor)
+        of_row = (d @ (k_first * factor)).unflatten(2, (2, half)).mul_(_halves(since, half)[1].unsqueeze(2))
         of_q, of_k = of_row[:, :, 0], of_row[:, :, 1]
         _halves(dq, half)[1].add_(of_q)
         _halves(dk, half)[1].add_(of_k)
@@ -130,7 +131,7 @@ def _within_backward(
         exponents.append((half, of_q, of_column.mul_(k_first)))
         _grow(since, until, half)
         half *= 2
-    of_q, of_k, of_column = d_reading * since.exp_(), d_erasing * since, until.exp_().mul_(d_writing)
+    of_q, of_k, of_column = d_reading * since, d_erasing * since, d_writing * until
     dq.add_(of_q)
     dk.add_(of_k).add_(of_column)
     torch.mul(of_q, q, out=dg).addcmul_(of_k, k)
@@ -229,10 +230,10 @@ def _corners(square: Tensor, half: int) -> Tensor:
 
 
 def _grow(since: Tensor, until: Tensor, half: int) -> None:
-    """Sums of decays within runs of `half` tokens become those within runs of 2 * half, in place.
+    """Decays within runs of `half` tokens become those within runs of 2 * half, in place.
 
     since: over the tokens of a run up to each, itself included. until: over those after each.
     """
     (first, second), (before, _) = _halves(since, half), _halves(until, half)
-    before += second[:, :, -1:]
-    second += first[:, :, -1:]
+    before *= second[:, :, -1:]
+    second *= first[:, :, -1:]
