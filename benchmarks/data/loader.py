@@ -147,8 +147,8 @@ def section(rows: dict[str, dict[str, Row]], options: argparse.Namespace) -> str
         f"warm page cache. Processor: {processor()}, {os.cpu_count()} cores, load average at the end {load}. Python "
         f"{platform.python_version()}, numpy {np.__version__}, {', '.join(versions)}.",
         "",
-        "CPU-seconds count the loader's start and worker processes. \"On 2 ranks\": the state of one rank loaded by "
-        "two of half the rows.",
+        "On a shared machine compare by CPU-seconds; they count the loader's start and worker processes. \"On 2 "
+        "ranks\": the state of one rank loaded by two of half the rows.",
         *(f"\n{note}" for note in notes),
         "",
     ]  # fmt: skip

@@ -123,7 +123,7 @@ def test_the_stage_trains_and_measures(context: StageContext) -> None:
         rel=0.02,
     )
     assert sorted(p.name for p in context.folder.iterdir()) == ["heldout.jsonl", "tokenizer", "totals.jsonl"]
-    assert result.artifacts == ["tokenizer", "heldout.jsonl"]
+    assert result.artifacts == ["tokenizer", "heldout.jsonl", "totals.jsonl"]
     first = tokenizer.sha256
     TokenizerStage().run(context)
     assert Tokenizer.load(context.folder).sha256 == first

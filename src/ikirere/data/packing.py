@@ -306,13 +306,15 @@ class BestFit:
         fits, few, over, many = 0, 0, reach, rows_of(reach)
         if many <= wanted:
             return Leg(epoch, 1, first, many, start, total, total)
-        # Rows grow almost evenly with documents, so interpolation finds the place where they come to exceed `wanted`;
-        # every third guess halves what is left, for where they do not.
+        # Rows grow almost evenly with tokens, so interpolation soon finds where they come to exceed `wanted`: it aims a
+        # little before and behind by turns, to close in from both sides. Every third guess halves, for odd lengths.
         turn = 0
         while over - fits > 1:
+            aim = (wanted - few + (0.0, 1.0)[turn % 2]) / (many - few)
+            place = edges[fits] + aim * float(edges[over] - edges[fits])
+            guess = (fits + over) // 2 if turn % 3 == 2 else int(np.searchsorted(edges, place))
+            guess = min(max(guess, fits + 1), over - 1)
             turn += 1
-            share = 0.5 if turn % 3 == 0 else (wanted + 0.5 - few) / (many - few)
-            guess = min(max(fits + int(share * (over - fits)), fits + 1), over - 1)
             if (rows := rows_of(guess)) <= wanted:
                 fits, few = guess, rows
             else:

@@ -3,9 +3,9 @@ unit triangular matrix, and the state from chunk to chunk. `delta.chunked` puts 
 
 e^(G_i - G_j) is needed for all pairs j < i of a chunk, G being the running sum of the logarithms of decays. Both a
 difference of two large sums and e^(-G_j) alone lose everything once decays are strong. A chunk is therefore halved
-again and again: the pairs that a halving separates meet at its middle m as e^(G_i - G_m) e^(G_m - G_j). Both
-exponents are sums of terms that are at most 0 and never differences, so nothing overflows or cancels however strong
-the decay is, and each halving is one batched matrix product.
+again and again: the pairs that a halving separates meet at its middle m as e^(G_i - G_m) e^(G_m - G_j). Both factors
+are products of decays, at most 1 and never a quotient, so nothing overflows or cancels however strong the decay is, and
+each halving is one batched matrix product.
 """
 
 from __future__ import annotations
@@ -137,9 +137,8 @@ def _within_backward(
     torch.mul(of_q, q, out=dg).addcmul_(of_k, k)
     dg[:, -1].addcmul_(d_decay, since[:, -1])
     d_until = of_column.mul_(k)
-    for half, of_q, of_column in reversed(
-        exponents
-    ):  # `_grow`, turned round: sums of decays are undone to decays
+    # `_grow`, turned round: from the exponents of long runs to those of single tokens, which are g.
+    for half, of_q, of_column in reversed(exponents):
         (first, second), (before, _) = _halves(dg, half), _halves(d_until, half)
         first[:, :, -1] += second.sum(2)
         second[:, :, -1] += before.sum(2)
