@@ -1,9 +1,9 @@
 """Forward and backward of Kimi Delta Attention beside softmax attention of equal width, on the CPU.
 
-Rows: the delta rule by chunks and token by token; scaled-dot-product attention over the whole square under a window
-mask; the same by blocks of one window, each over two; full causal attention; transformers' chunked form where
-transformers is installed. Times are CPU seconds of this process, the least of all repeats, so that other work on the
-machine disturbs them little; wall-clock seconds stand beside them.
+Rows: the delta rule by chunks and token by token; scaled-dot-product attention over the whole square under a
+window mask; the same by blocks of one window, each over two; full causal attention; transformers' chunked
+form where transformers is installed. Times are CPU seconds of this process, the least of all repeats, so that
+other work on the machine disturbs them little; wall-clock seconds stand beside them.
 
 Example:
     python benchmarks/model/kda_speed.py --length 4096 --heads 2 --head-dim 128 --window 512
@@ -33,7 +33,7 @@ def window_mask(length: int, window: int) -> Tensor:
 
 
 def blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
-    """Window attention [1, heads, T, D] by blocks of `window` queries over the two blocks that they may see."""
+    """Window attention [1, heads, T, D] by blocks of `window` queries, each over two blocks of keys."""
     heads, length, width = q.shape[1:]
     count = length // window
     mask = window_mask(2 * window, window)[window:].expand(count, 1, window, 2 * window).clone()
@@ -50,7 +50,7 @@ def blocks(q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
 
 
 def measure(mix: Mix, given: list[Tensor], repeats: int) -> tuple[float, float, float]:
-    """CPU seconds forward, CPU seconds backward, wall-clock seconds of both: the least of `repeats`, after a first."""
+    """CPU seconds forward, CPU seconds backward, wall-clock seconds of both: the least of `repeats`."""
     found = []
     for _ in range(repeats + 1):
         inputs = [t.clone().requires_grad_() for t in given]
@@ -100,8 +100,9 @@ def table(args: argparse.Namespace) -> str:
         forward, backward, wall = (1000 * s for s in measure(mix, given, args.repeats))
         lines.append(f"| {name} | {forward:.0f} | {backward:.0f} | {forward + backward:.0f} | {wall:.0f} |")
     note = (
-        f"{args.length} tokens, {args.heads} heads of {args.head_dim}, fp32, batch 1, {args.threads} thread(s), least of "
-        f"{args.repeats}, seed {args.seed}, torch {torch.__version__}. Projections, convolutions and norms are left out."
+        f"{args.length} tokens, {args.heads} heads of {args.head_dim}, fp32, batch 1, {args.threads} thread(s), "
+        f"least of {args.repeats}, seed {args.seed}, torch {torch.__version__}. Projections, convolutions and norms "
+        "are left out."
     )
     return "\n".join(lines) + f"\n\n{note}\n"
 

@@ -27,6 +27,7 @@ import argparse
 import hashlib
 import os
 import platform
+import re
 import sys
 import sysconfig
 import time
@@ -212,7 +213,17 @@ def main() -> None:
     )
     print(made)
     if args.write:
-        args.write.write_text(made, encoding="utf-8")
+        args.write.write_text(made + kept(args.write), encoding="utf-8")
+
+
+def kept(file: Path) -> str:
+    """What other scripts wrote into the same file, between marks that bear their names."""
+    if not file.is_file():
+        return ""
+    marked = r"<!-- (\S+): begin -->.*?<!-- \1: end -->\n"
+    return "".join(
+        "\n" + found[0] for found in re.finditer(marked, file.read_text(encoding="utf-8"), re.DOTALL)
+    )
 
 
 def shown(arguments: list[str]) -> str:

@@ -345,6 +345,9 @@ def main() -> None:
         "--peer-python", default=sys.executable, help="python with tiktoken, tokie, gigatoken"
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--only", nargs="+", metavar="WORD", help="only encoders whose name holds one of these"
+    )
     parser.add_argument("--write", type=Path, help="Markdown file whose section of this script is replaced")
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -357,7 +360,7 @@ def main() -> None:
     if not texts:
         parser.error("there is no text to encode")
     size = sum(len(text.encode()) for text in texts)
-    found = arms()
+    found = [arm for arm in arms() if not args.only or any(word in arm.name for word in args.only)]
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         file = work / "texts.json"

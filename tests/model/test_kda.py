@@ -1,8 +1,10 @@
-"""Kimi Delta Attention: the chunked rule against the rule as written, documents, decoding, precision, settings."""
+"""Kimi Delta Attention: the chunked rule against the rule as written, documents, decoding, precision,
+settings."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from ikirere.model.layers.conv import ShortConv, next_tail
 from ikirere.model.layers.delta import chunked, delta_rule, recurrent
 from ikirere.model.layers.kda import KimiDeltaAttention
 from ikirere.model.layers.mixer import Context
+from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.schema import Model
 
@@ -185,6 +188,16 @@ def test_short_convolution_within_documents(size: int) -> None:
         grads = [torch.autograd.grad((y * y).sum(), (x, conv.weight)) for y in (ours, expected)]
         for a, b in zip(*grads, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_short_convolution_with_a_tail_and_documents() -> None:
+    r = torch.Generator().manual_seed(0)
+    conv = ShortConv(5, 4)
+    conv.start(r)
+    x = torch.randn(1, 12, 5, generator=r)
+    places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2]])
+    whole = conv(x, None, places)
+    torch.testing.assert_close(conv(x[:, 5:], x[:, 2:5], places[:, 5:]), whole[:, 5:])
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])
@@ -422,6 +435,14 @@ def test_planner_counts_kda_exactly(
     assert counted.total == built.num_parameters()
     assert counted.hidden_2d == sum(p.numel() for p in built.layers.parameters() if p.ndim == 2)
     assert counted.not_built == ()
+
+
+def test_the_100m_programme_is_counted_exactly() -> None:
+    model = load_recipe(Path(__file__).parents[2] / "recipes" / "smol-100m-kda.yaml").model
+    with torch.device("meta"):
+        built = Decoder(ModelConfig.from_recipe(model))
+    assert count(model).total == built.num_parameters()
+    assert count(model).not_built == ()
 
 
 def test_decay_of_a_fresh_layer_spans_short_and_long_memory() -> None:

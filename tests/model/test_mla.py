@@ -1,4 +1,5 @@
-"""Latent attention: documents, exact continuation from latent vectors, the two ways of computing it, settings."""
+"""Latent attention: documents, exact continuation from latent vectors, the two ways of computing it,
+settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """Kimi Delta Attention against transformers' KimiLinear (always), and against fla's recurrent form.
 
-The second wants a folder made by `pip install --no-deps --target FOLDER fla-core einops`, named by IKIRERE_FLA.
+The second wants a folder made by `pip install --no-deps --target FOLDER fla-core einops`, named by
+IKIRERE_FLA.
 """
 
 from __future__ import annotations

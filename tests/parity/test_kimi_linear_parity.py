@@ -25,7 +25,8 @@ PATTERNS = ["kda*3 mla", "mla", "kda mla", "mla kda*2", "kda*2 mla kda mla"]
 
 
 def shape(seed: int) -> ModelConfig:
-    """A random shape, every setting told. Among 10 seeds: all patterns, head counts and widths of every relation."""
+    """A random shape, every setting told. Among 10 seeds: all patterns, head counts and widths of every
+    relation."""
     r = random.Random(seed)
     heads = r.randint(1, 3)
     pattern = PATTERNS[seed % len(PATTERNS)]

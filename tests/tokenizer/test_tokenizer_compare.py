@@ -197,7 +197,7 @@ reals = st.floats(-3, 3) | st.just(math.nan)
     op=st.sampled_from(sorted(compare.OPERATORS)),
     target=st.floats(-3, 3),
 )
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_verdicts_are_those_of_the_programmes_gates(value, half, op, target) -> None:
     low, high = (None, None) if half is None or math.isnan(value) else (value - half, value + half)
     assert verdict(value, low, high, op, target) == gates.verdict(value, low, high, op, target)
@@ -210,7 +210,7 @@ def test_verdicts_are_those_of_the_programmes_gates(value, half, op, target) -> 
     target=st.floats(-1e6, 1e6) | st.from_regex(r"[a-z][a-z0-9:-]{0,8}", fullmatch=True),
     space=st.sampled_from(["", " "]),
 )
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_criteria_are_read_as_they_are_written(metric, domain, op, target, space) -> None:
     name = f"{metric}/{domain}" if domain else metric
     shown = repr(target) if isinstance(target, float) else target
@@ -325,7 +325,7 @@ def test_altered_plans_are_refused(
     texts=st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=4),
     place=st.integers(0, 3),
 )
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 def test_any_change_of_a_document_changes_the_plan(texts: list[str], place: int) -> None:
     documents = [Document(str(i), "d", text) for i, text in enumerate(texts)]
     changed = list(documents)

@@ -20,7 +20,7 @@ class Batch:
     document_ids: which document of the row a token is in, from 0 per row, -1 on padding; None where each row
         is one document without padding, so that attention needs no mask but the causal one.
     extras: further tensors of an objective (reference log-probabilities, pair ids), first dimension B.
-    bounds: `cu_seqlens` and `max_seqlen` where they are known already; made from document_ids when asked for else.
+    bounds: `cu_seqlens` and `max_seqlen` where they are known; else made from document_ids when asked for.
     """
 
     tokens: Tensor
@@ -32,9 +32,11 @@ class Batch:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Where documents begin and end in the flattened [B * T] places: int32 [n + 1], from 0 to B * T, as the
-        kernels for sequences of varying length want it. A document's part in one row is one segment, and so is the
-        padding at a row's end, so that every place is in a segment."""
+        """Where documents begin and end in the flattened [B * T] places: int32 [n + 1], from 0 to B * T.
+
+        As kernels for sequences of varying length (flash-attention's `varlen`) want it. A document's part in
+        one row is one segment, and so is the padding at a row's end, so that every place is in a segment.
+        """
         return self._known_bounds()[0]
 
     @property

@@ -23,9 +23,7 @@ CUTS: dict[str, Callable[[DocumentStream, int, int, int, int], Cut]] = {
     "best-fit": BestFit,
 }
 FULL = 0.99  # share of places with tokens below which a note is made
-AHEAD = (
-    1 << 22
-)  # places of a rank that are located at once: finding one row costs about as much as finding many
+AHEAD = 1 << 22  # places located at once: finding one row costs about as much as finding many
 
 
 class PhaseLike(Protocol):
@@ -66,7 +64,7 @@ class _Part:
 
 @dataclass
 class _Located:
-    """The pieces of some steps' rows of one rank in their order; arrays are [n] but for `first` [rows + 1]."""
+    """The pieces of some steps' rows of one rank in order; arrays are [n] but for `first` [rows + 1]."""
 
     data: list[np.ndarray]  # tokens of each stream, and zeros for padding
     first: np.ndarray  # piece that each row begins with
@@ -81,19 +79,20 @@ class _Located:
 class PackedLoader:
     """Iterates one `Batch` per optimiser step: this rank's rows of the global batch.
 
-    packing "concatenate": documents lie back to back in one endless stream per domain, reshuffled every epoch, and
-    rows are cut from it end to end: no padding, nothing dropped, neither at row ends nor at epoch ends nor between
-    phases (the last row of an epoch goes on into the next). A token's label is the next token of its document even
-    where the row ends between the two; the last token of a document (<eos>) has none.
-    packing "best-fit": rows of whole documents, see `packing.BestFit`; labels and guarantees are the same, but that
-    rows may end in padding (token 0, label -100, document -1). Rows are all of one length, so the mixture's
-    weights hold for rows; for tokens as far as the domains' rows are equally full.
-    The batch is a pure function of (shards, phases, packing, seed, step), so the state is the step, and the number
-    of ranks may change at a resume.
+    packing "concatenate": documents lie back to back in one endless stream per domain, reshuffled every
+    epoch, and rows are cut from it end to end: no padding, nothing dropped, neither at row ends nor at epoch
+    ends nor between phases (the last row of an epoch goes on into the next). A token's label is the next
+    token of its document even where the row ends between the two; the last token of a document has none.
+    packing "best-fit": rows of whole documents, see `packing.BestFit`; labels and guarantees are the same,
+    but that rows may end in padding (token 0, label -100, document -1). Rows are all of one length, so the
+    mixture's weights hold for rows; for tokens as far as the domains' rows are equally full.
+    The batch is a pure function of (shards, phases, packing, seed, step), so the state is the step, and the
+    number of ranks may change at a resume.
     `long_fraction` deals its share of each domain's rows from documents longer than a quarter of the sequence
     length, in streams of their own: such a phase starts its own epochs, apart from those of the other phases.
 
-    shards: by domain. phases: in order. rank, world: this rank and how many there are; batch sizes must divide.
+    shards: by domain. phases: in order. rank, world: this rank and how many there are; batch sizes must
+    divide.
     full: share of the places of all batches that hold tokens. notes: lines for the user.
     Raises UserError for a mixture without shards, a batch size that does not divide and an unknown packing.
     """
@@ -298,7 +297,7 @@ def _assembled(found: _Located, low: int, high: int, shape: tuple[int, int]) -> 
     length, number = found.length[here], found.number[here]
     bounds = np.zeros(high - low + 1, dtype=np.int32)
     np.cumsum(length, out=bounds[1:])
-    # One block for all: many C libraries give several back to the system at once, and each page costs a fault anew.
+    # One block for all: several are given back to the system by many C libraries, and each page faults anew.
     tokens, labels, positions = np.empty((3, shape[0] * shape[1]), dtype=np.int64)
     source = found.source[here]
     ranges = zip(found.stream[here].tolist(), source.tolist(), (source + length).tolist())

@@ -1,13 +1,15 @@
-"""Rows of whole documents: best-fit packing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling").
+"""Rows of whole documents: best-fit packing (Ding et al. 2024, Fewer Truncations Improve Language Modeling).
 
 A document longer than a row gives full rows and a rest; rests and short documents are packed by
-best-fit-decreasing, so that nothing that fits a row is ever split. Each token is an input place of a row once, as
-in rows that are cut end to end: a document of L tokens, <eos> included, takes L places, and fits where L <= T.
+best-fit-decreasing, so that nothing that fits a row is ever split. Each token is an input place of a row
+once, as in rows that are cut end to end: a document of L tokens, <eos> included, takes L places, and fits
+where L <= T.
 
-How the pieces lie in rows depends on how many there are of each length only, so the packing works on counts per
-length (`best_fit`), and *which* document sits at each place of that layout is drawn by keyed permutations that are
-evaluated where they are asked for (`permuted`). An epoch therefore needs no table of its own: any row of any epoch
-is found in constant time, and kept are 4 bytes per document plus 12 per document longer than a row.
+How the pieces lie in rows depends on how many there are of each length only, so the packing works on counts
+per length (`best_fit`), and *which* document sits at each place of that layout is drawn by keyed permutations
+that are evaluated where they are asked for (`permuted`). An epoch therefore needs no table of its own: any
+row of any epoch is found in constant time, and kept are 4 bytes per document plus 12 per document longer than
+a row.
 """
 
 from __future__ import annotations
@@ -27,9 +29,11 @@ from ikirere.data.stream import DocumentStream, Pieces
 
 @dataclass
 class Layout:
-    """Rows in groups of equal build. Group g has `rows[g]` rows with `free[g]` places left over; each is made of the
-    entries first_entry[g] : first_entry[g + 1]. Entry e gives `each[e]` pieces of length class `kind[e]` to every
-    row: row r of the group gets the class's pieces base[e] + r * each[e] and following. All int64.
+    """Rows in groups of equal build. All int64.
+
+    Group g has `rows[g]` rows with `free[g]` places left over; each is made of the entries
+    first_entry[g] : first_entry[g + 1]. Entry e gives `each[e]` pieces of length class `kind[e]` to every
+    row: row r of the group gets the class's pieces base[e] + r * each[e] and following.
     """
 
     rows: np.ndarray
@@ -62,10 +66,10 @@ class _Group:
 def best_fit(lengths: list[int], counts: list[int], capacity: int) -> Layout:
     """Best-fit-decreasing of counts[c] pieces of lengths[c] tokens into rows of `capacity`.
 
-    lengths: strictly falling, within 1..capacity. Equal to taking the pieces one after another and putting each into
-    the fullest row that has room, but done for all rows of equal build at once: filling such rows with a length at
-    least halves their room, and each length opens or splits off at most two groups, so for D lengths there are
-    O(D log capacity) turns, and never more than pieces.
+    lengths: strictly falling, within 1..capacity. Equal to taking the pieces one after another and putting
+    each into the fullest row that has room, but done for all rows of equal build at once: filling such rows
+    with a length at least halves their room, and each length opens or splits off at most two groups, so for D
+    lengths there are O(D log capacity) turns, and never more than pieces.
     """
     open_groups: dict[int, list[_Group]] = defaultdict(list)
     rooms: list[int] = []  # keys of open_groups, rising
@@ -138,10 +142,10 @@ Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # of `Pieces`
 
 @dataclass(frozen=True)
 class Leg:
-    """Documents that are packed together: a stretch of an epoch, or a number of whole epochs, which share a layout.
+    """Documents that are packed together: a stretch of an epoch, or some whole epochs, which share a layout.
 
-    epoch: the first, of `epochs`. first: number of its first row in the phase; rows: per epoch. start, tail, stop:
-    places of the epoch; documents from `tail` to `stop` have rows of their own, the last may be cut.
+    epoch: the first, of `epochs`. first: number of its first row in the phase; rows: per epoch. start, tail,
+    stop: places of the epoch; documents from `tail` to `stop` have rows of their own, the last may be cut.
     """
 
     epoch: int
@@ -248,10 +252,11 @@ class _Plan:
 class BestFit:
     """Rows of whole documents from a place `base` of the stream on; arguments as of `stream.Concatenated`.
 
-    Each epoch is packed as a whole, or where a phase begins or ends within it, in stretches: a phase takes documents
-    in the epoch's order until they fill its rows (the last document may be cut at the end of a row, and its rest is
-    the next phase's). No row holds tokens of two epochs or stretches, so the last rows of each may be padded; no
-    token is left out or comes again before all of its epoch were seen, also over phases of other lengths.
+    Each epoch is packed as a whole, or where a phase begins or ends within it, in stretches: a phase takes
+    documents in the epoch's order until they fill its rows (the last document may be cut at the end of a row,
+    and its rest is the next phase's). No row holds tokens of two epochs or stretches, so the last rows of
+    each may be padded; no token is left out or comes again before all of its epoch were seen, also over
+    phases of other lengths.
     Rows are visited in a random order within each epoch or stretch.
     """
 
@@ -289,7 +294,7 @@ class BestFit:
         return known[self.length]
 
     def _stretch(self, epoch: int, start: int, first: int, wanted: int) -> Leg:
-        """From a place of an epoch on: as many documents as fill the rows, or all that are left of the epoch."""
+        """From a place of an epoch on: as many documents as fill the rows, or all that are left of it."""
         total, length = self.stream.total, self.length
         _, begin = self.stream.epoch(epoch)
         low = int(np.searchsorted(begin, start, side="right")) - 1
@@ -306,8 +311,9 @@ class BestFit:
         fits, few, over, many = 0, 0, reach, rows_of(reach)
         if many <= wanted:
             return Leg(epoch, 1, first, many, start, total, total)
-        # Rows grow almost evenly with tokens, so interpolation soon finds where they come to exceed `wanted`: it aims a
-        # little before and behind by turns, to close in from both sides. Every third guess halves, for odd lengths.
+        # Rows grow almost evenly with tokens, so interpolation soon finds where they come to exceed `wanted`:
+        # it aims a little before and behind by turns, to close in from both sides. Every third guess halves,
+        # for odd lengths.
         turn = 0
         while over - fits > 1:
             aim = (wanted - few + (0.0, 1.0)[turn % 2]) / (many - few)

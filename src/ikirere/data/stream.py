@@ -1,4 +1,4 @@
-"""The endless token stream of some documents, epoch after epoch, and the rows that are cut from it end to end."""
+"""The endless token stream of some documents, epoch after epoch, and rows that are cut from it end to end."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class Pieces:
 
     row: int64, which of the rows asked for. Pieces of one row stand in their order, rows in any.
     source: int64, place of the first token in the shard's data; -1 for padding.
-    length: int64, tokens. goes_on: bool, whether the document has a token after the piece, which is then the label
-    of the piece's last place.
+    length: int64, tokens. goes_on: bool, whether the document has a token after the piece, which is then the
+    label of the piece's last place.
     """
 
     row: np.ndarray
@@ -60,8 +60,9 @@ class Cut(Protocol):
 
 
 class DocumentStream:
-    """Place p of the stream is token p mod N of epoch p div N, where each epoch is all N tokens of the documents
-    in an order drawn from (seed, name, epoch).
+    """Place p of the stream is token p mod N of epoch p div N.
+
+    Each epoch is all N tokens of the documents in an order drawn from (seed, name, epoch).
 
     Memory: 4 bytes per document, and 12 for each of the last two epochs in use.
     """
@@ -101,10 +102,10 @@ class DocumentStream:
 
 
 class Concatenated:
-    """Rows that tile the stream from `base` on: no padding, and the last row of an epoch goes on into the next.
+    """Rows that tile the stream from `base` on: no padding; the last row of an epoch goes on into the next.
 
-    Rows are visited in a random order within each epoch, so that the pieces of a long document do not come one
-    after another, and never the second time before all rows of the epoch were seen.
+    Rows are visited in a random order within each epoch, so that the pieces of a long document do not come
+    one after another, and never the second time before all rows of the epoch were seen.
 
     count: how many rows of `length` tokens the phase takes. salt: tells apart the orders of phases.
     """

@@ -1,7 +1,7 @@
-"""Kimi Delta Attention beside latent attention without positions: `KimiLinearForCausalLM` (arXiv 2510.26692), dense.
+"""Kimi Delta Attention beside latent attention, dense: `KimiLinearForCausalLM` (arXiv 2510.26692).
 
-transformers builds the class at any widths; what it needs is refused or written here. vLLM's class wants in addition
-no q_lora_rank, and takes rms_norm_eps for the latent norm, where transformers and `mla` take 1e-6.
+transformers builds the class at any widths; what it needs is refused or written here. vLLM's class wants in
+addition no q_lora_rank, and takes rms_norm_eps for the latent norm, where transformers and `mla` take 1e-6.
 """
 
 from __future__ import annotations
@@ -196,7 +196,7 @@ def _dense(values: Mapping[str, Any], depth: int) -> bool:
 
 
 def _kinds(path: Path, values: Mapping[str, Any], linear: Mapping[str, Any], depth: int) -> list[str]:
-    """Our mixer of each layer, from layer_types, else from the lists of linear_attn_config, which count from 1."""
+    """Our mixer of each layer, by layer_types, else by linear_attn_config, whose lists count from 1."""
     kinds = values.get("layer_types")
     if kinds is None:
         delta, full = (set(linear.get(key) or ()) for key in ("kda_layers", "full_attn_layers"))

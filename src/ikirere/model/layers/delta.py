@@ -38,8 +38,8 @@ class DeltaRule(Protocol):
 
 
 KERNELS: dict[str, DeltaRule] = {}
-"""By type of device, what `delta_rule` uses there instead of the forms below. A kernel may be entered here once it
-has been compared with them on that device; the forms are what it is compared with."""
+"""By type of device, what `delta_rule` uses there instead of the forms below. A kernel may be entered here
+once it has been compared with them on that device; the forms are what it is compared with."""
 
 
 def delta_rule(
@@ -54,11 +54,11 @@ def delta_rule(
 ) -> tuple[Tensor, Tensor]:
     """o [B, T, H, V] and the state after the last token [B, H, K, V].
 
-    q, k: [B, T, H, K], used as they are: norms and scales are the caller's. v: [B, T, H, V]. g: [B, T, H, K], the
-    logarithm of the decay, at most 0. beta: [B, T, H]. state: [B, H, K, V] to begin with, zeros by default.
-    resets: bool [B, T], True where a token begins a document and finds an empty state.
-    A place with g = 0 and beta = 0 leaves the state as it is. chunk: a power of two.
-    Both results are fp32, or fp64 where an input is. Raises ValueError for a chunk that is no power of two.
+    q, k: [B, T, H, K], used as they are: norms and scales are the caller's. v: [B, T, H, V]. g: [B, T, H, K],
+    the logarithm of the decay, at most 0. beta: [B, T, H]. state: [B, H, K, V] to begin with, zeros by
+    default. resets: bool [B, T], True where a token begins a document and finds an empty state. A place with
+    g = 0 and beta = 0 leaves the state as it is. chunk: a power of two. Both results are fp32, or fp64 where
+    an input is. Raises ValueError for a chunk that is no power of two.
     """
     if torch.compiler.is_compiling():
         # A compiler would unroll the loop over chunks, minutes of work for products that it cannot improve.
@@ -125,9 +125,9 @@ def chunked(
 ) -> tuple[Tensor, Tensor]:
     """The same by chunks of `chunk` tokens, matrix products throughout; arguments as in `delta_rule`.
 
-    Documents may begin anywhere: inside a chunk, pairs of different documents are masked, and a token that follows
-    a beginning neither reads nor passes on what lies before it. Masks cost [chunk, chunk] numbers per chunk and one
-    factor on q and k each, whatever the number of documents.
+    Documents may begin anywhere: inside a chunk, pairs of different documents are masked, and a token that
+    follows a beginning neither reads nor passes on what lies before it. Masks cost [chunk, chunk] numbers per
+    chunk and one factor on q and k each, whatever the number of documents.
     """
     batch, length, heads, _ = q.shape
     if chunk < 1 or chunk & (chunk - 1):

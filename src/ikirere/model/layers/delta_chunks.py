@@ -1,11 +1,11 @@
-"""The parts of the chunked delta rule that have a backward pass of their own: products with decays, the inverse of a
-unit triangular matrix, and the state from chunk to chunk. `delta.chunked` puts them together.
+"""The parts of the chunked delta rule that have a backward pass of their own: products with decays, the
+inverse of a unit triangular matrix, and the state from chunk to chunk. `delta.chunked` puts them together.
 
-e^(G_i - G_j) is needed for all pairs j < i of a chunk, G being the running sum of the logarithms of decays. Both a
-difference of two large sums and e^(-G_j) alone lose everything once decays are strong. A chunk is therefore halved
-again and again: the pairs that a halving separates meet at its middle m as e^(G_i - G_m) e^(G_m - G_j). Both factors
-are products of decays, at most 1 and never a quotient, so nothing overflows or cancels however strong the decay is, and
-each halving is one batched matrix product.
+e^(G_i - G_j) is needed for all pairs j < i of a chunk, G being the running sum of the logarithms of decays.
+Both a difference of two large sums and e^(-G_j) alone lose everything once decays are strong. A chunk is
+therefore halved again and again: the pairs that a halving separates meet at its middle m as e^(G_i - G_m)
+e^(G_m - G_j). Both factors are products of decays, at most 1 and never a quotient, so nothing overflows or
+cancels however strong the decay is, and each halving is one batched matrix product.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ def _within_backward(
     dk: Tensor,
     dg: Tensor,
 ) -> None:
-    """Fills the last three. What reaches an exponent is what reaches its factor, times the factor: x dx for x = q, k."""
+    """Fills the last three. What reaches an exponent is what reaches its factor, times that factor."""
     since, until = g.exp(), torch.ones_like(g)
     own = d_scores.diagonal(dim1=1, dim2=2).unsqueeze(-1)
     torch.mul(own, k, out=dq)
@@ -147,8 +147,8 @@ def _within_backward(
 
 
 class Inverse(torch.autograd.Function):
-    """(I + a)^-1 for a [..., C, C] of which only what lies below the diagonal is read, by halves: the corner between
-    two inverted halves x and y is -y a x. Gradients reach only what is read."""
+    """(I + a)^-1 for a [..., C, C] of which only what lies below the diagonal is read, by halves: the corner
+    between two inverted halves x and y is -y a x. Gradients reach only what is read."""
 
     @staticmethod
     def forward(ctx: Any, a: Tensor) -> Tensor:
@@ -222,7 +222,7 @@ def _blocks(square: Tensor, half: int) -> tuple[Tensor, Tensor]:
 
 
 def _corners(square: Tensor, half: int) -> Tensor:
-    """Of each run, rows of its second half and columns of its first, a view [M, runs, half, half] of [M, C, C]."""
+    """Of each run, rows of its second half and columns of its first: a view [M, runs, half, half]."""
     runs = square.shape[-1] // (2 * half)
     blocks = square.view(-1, runs, 2, half, runs, 2, half).diagonal(dim1=1, dim2=4).movedim(-1, 1)
     return blocks[:, :, 1, :, 0]

@@ -1,5 +1,6 @@
-"""Kimi Delta Attention (Kimi Team 2025, arXiv 2510.26692, sections 3 and 4): a linear-time mixer with a state of
-fixed size per head, which forgets each key channel at its own rate and corrects what it holds by the delta rule."""
+"""Kimi Delta Attention (Kimi Team 2025, arXiv 2510.26692, sections 3 and 4): a linear-time mixer with a state
+of fixed size per head, which forgets each key channel at its own rate and corrects what it holds by the delta
+rule."""
 
 from __future__ import annotations
 
@@ -71,16 +72,16 @@ class KdaState:
 
 
 class KimiDeltaAttention(Mixer):
-    """Queries, keys and values each through a short convolution, queries and keys of length one, then the delta rule
-    with a decay e^g per head and key channel, g = -e^A_log softplus(W x + dt_bias); RMSNorm of each head, a sigmoid
-    gate, and the output projection.
+    """Queries, keys and values each through a short convolution, queries and keys of length one, then the
+    delta rule with a decay e^g per head and key channel, g = -e^A_log softplus(W x + dt_bias); RMSNorm of
+    each head, a sigmoid gate, and the output projection.
 
-    Decays, state and norms are fp32 whatever the weights are. So are A_log [heads] and dt_bias [heads * head_dim]
-    themselves, also after `.to(bfloat16)`: their rounding would add up over every token.
+    Decays, state and norms are fp32 whatever the weights are. So are A_log [heads] and dt_bias [heads *
+    head_dim] themselves, also after `.to(bfloat16)`: their rounding would add up over every token.
     """
 
     settings = tuple(recipe.Kda.model_fields)
-    single: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
+    exact: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
     """Parameters that stay fp32."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
@@ -155,9 +156,9 @@ class KimiDeltaAttention(Mixer):
         return KdaState(batch, kda_sizes(config, config.mixers.get("kda", {})), dtype, device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KimiDeltaAttention:
-        exact = {name: getattr(self, name).data for name in self.single}
+        kept = {name: getattr(self, name).data for name in self.exact}
         super()._apply(fn, recurse)
-        for name, before in exact.items():
+        for name, before in kept.items():
             parameter = getattr(self, name)
             if parameter.dtype.itemsize < before.dtype.itemsize:
                 parameter.data = before.to(parameter.device)

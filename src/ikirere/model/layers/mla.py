@@ -1,5 +1,6 @@
-"""Multi-head latent attention without positions (DeepSeek-V2, arXiv 2405.04434, section 2.1; NoPE as in Kimi Linear,
-arXiv 2510.26692, section 4): keys and values of all heads come from one short latent vector per token."""
+"""Multi-head latent attention without positions (DeepSeek-V2, arXiv 2405.04434, section 2.1; NoPE as in Kimi
+Linear, arXiv 2510.26692, section 4): keys and values of all heads come from one short latent vector per
+token."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ def mla_sizes(config: ModelConfig, settings: Mapping[str, Any]) -> recipe.MlaSiz
 
 
 class LatentState:
-    """What one layer holds of each row: [batch, capacity, kv_lora_rank + qk_rope_head_dim], the normed latent vector of
-    each token and behind it the part of the key that all heads share."""
+    """What one layer holds of each row: [batch, capacity, kv_lora_rank + qk_rope_head_dim], the normed latent
+    vector of each token and behind it the part of the key that all heads share."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.latents = torch.zeros(shape, dtype=dtype, device=device)
@@ -60,11 +61,12 @@ class LatentState:
 
 
 class LatentAttention(Mixer):
-    """Causal attention within each document over latent vectors. Every head's key is its part of the expanded latent
-    vector and, as they are, `qk_rope_head_dim` channels that all heads share; nothing is turned by position.
+    """Causal attention within each document over latent vectors. Every head's key is its part of the expanded
+    latent vector and, as they are, `qk_rope_head_dim` channels that all heads share; nothing is turned by
+    position.
 
-    Decoding leaves the latents as they are: a query is carried into the latent space once instead of every held token
-    out of it. Longer passes expand, where that takes fewer operations.
+    Decoding leaves the latents as they are: a query is carried into the latent space once instead of every
+    held token out of it. Longer passes expand, where that takes fewer operations.
     """
 
     settings = tuple(recipe.Mla.model_fields)
@@ -92,7 +94,7 @@ class LatentAttention(Mixer):
         held = torch.cat((self.kv_a_norm(latent), shared), dim=-1)
         if state is not None and context.step is not None:
             held = state.append(held, context.step)
-        # Per head, a pair costs 2 * rank + shared here and nope + shared + value there, which pays for expanding.
+        # Per pair and head: 2 * rank + shared, or nope + shared + value once the held tokens are expanded.
         more, expanding = length * (2 * s.rank - s.nope - s.value), s.rank * (s.nope + s.value)
         if not context.causal and more < expanding:
             y = self._in_latent_space(q, held, context)
@@ -123,7 +125,7 @@ class LatentAttention(Mixer):
         return attend(q, k, v, context.mask, context.causal)[..., : s.value]
 
     def _in_latent_space(self, q: Tensor, held: Tensor, context: Context) -> Tensor:
-        """The same, since (W c) . q = c . (W^T q): the latents serve as keys and values of all heads at once."""
+        """The same, since (W c) . q = c . (W^T q): the latents serve all heads as keys and values."""
         s = self.sizes
         up = self.kv_b_proj.weight.view(self.heads, s.nope + s.value, s.rank)
         nope, shared = q.split((s.nope, s.shared), dim=-1)
