@@ -128,7 +128,7 @@ def test_many_documents_in_transformers(tokenizer: Tokenizer, tmp_path: Path) ->
     tokenizer.save(tmp_path)
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     plain = Tokenizer(tokenizer._text)
-    files = [file.read_text(encoding="utf-8") for file in sorted(LIBRARY.glob("*.py"))[60:100]]
+    files = [file.read_text(encoding="utf-8")[:20_000] for file in sorted(LIBRARY.glob("*.py"))[60:80]]
     assert loaded(files, add_special_tokens=False)["input_ids"] == plain.encode_batch(files)
 
 
@@ -137,10 +137,10 @@ def test_real_documents_get_the_ids_of_the_record(tokenizer: Tokenizer) -> None:
     found = 0
     for file in sorted(Path(MIRROR or "", "corpus").glob("*/*.parquet")):
         for text in pq.read_table(file, columns=["text"])["text"].to_pylist():
-            if zlib.crc32(text[:1000].encode()) % 40 == 0:
-                assert tokenizer.parity(text[:30_000])
+            if zlib.crc32(text[:1000].encode()) % 150 == 0:
+                assert tokenizer.parity(text[:20_000])
                 found += 1
-    assert found > 100
+    assert found > 30
 
 
 # ---------------------------------------------------------------- why they are equal

@@ -139,7 +139,7 @@ hostile = st.lists(
 @example("\n".join(" " * n + "x" for n in range(200)))
 @example("\n".join("    " * n + "x" for n in [*range(90), *range(90, 0, -7)]))
 @example("\n".join("\t" * (n % 70) + " " * (n % 3) + "x" for n in range(300)))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_text_comes_back_and_forges_nothing(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode_bytes(ids) == text.encode()
@@ -150,7 +150,7 @@ def test_any_text_comes_back_and_forges_nothing(tokenizer: Tokenizer, text: str)
 
 
 def test_real_files_come_back(tokenizer: Tokenizer) -> None:
-    files = [file.read_text(encoding="utf-8") for file in FILES[30:90]]
+    files = [file.read_text(encoding="utf-8") for file in FILES[30:60]]
     for text, ids in zip(files, tokenizer.encode_batch(files)):
         assert tokenizer.decode(ids) == text
         assert ids.count(tokenizer.id("<nl>")) == text.count("\n")
