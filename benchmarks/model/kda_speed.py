@@ -15,10 +15,10 @@ import argparse
 import inspect
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from common import Clock, finish, machine, parser, rows
 from torch import Tensor
 
 from ikirere.model.layers.delta import chunked, recurrent
@@ -94,40 +94,35 @@ def arms(args: argparse.Namespace) -> dict[str, tuple[Mix, list[Tensor]]]:
 
 
 def table(args: argparse.Namespace) -> str:
+    clock = Clock(args.minutes)
+    clock.another(1)
     torch.set_num_threads(args.threads)
-    lines = ["| mixing | forward, ms | backward, ms | both, ms | wall clock, ms |", "|---|---|---|---|---|"]
+    body = []
     for name, (mix, given) in arms(args).items():
         forward, backward, wall = (1000 * s for s in measure(mix, given, args.repeats))
-        lines.append(f"| {name} | {forward:.0f} | {backward:.0f} | {forward + backward:.0f} | {wall:.0f} |")
+        body.append([name, f"{forward:.0f}", f"{backward:.0f}", f"{forward + backward:.0f}", f"{wall:.0f}"])
+    head = ["mixing", "forward, CPU ms", "backward, CPU ms", "both, CPU ms", "wall clock, ms"]
     note = (
-        f"{args.length} tokens, {args.heads} heads of {args.head_dim}, fp32, batch 1, {args.threads} thread(s), "
-        f"least of {args.repeats}, seed {args.seed}, torch {torch.__version__}. Projections, convolutions and norms "
-        "are left out."
+        f"{args.length} tokens, {args.heads} heads of {args.head_dim}, batch 1, least of {args.repeats}, seed "
+        f"{args.seed}. Projections, convolutions and norms are left out. "
     )
-    return "\n".join(lines) + f"\n\n{note}\n"
+    return f"## KDA beside softmax attention\n\n{rows(head, body)}\n{note}{machine(args, clock)}"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--length", type=int, default=4096, help="tokens; a multiple of the window")
-    parser.add_argument("--heads", type=int, default=2)
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--window", type=int, default=512)
-    parser.add_argument("--chunk", type=int, default=64, help="tokens per chunk of KDA, a power of two")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--slow", action="store_true", help="also KDA token by token and transformers' form")
-    parser.add_argument("--write", type=Path, default=None, help="Markdown file for the table")
-    args = parser.parse_args()
+    made = parser(__doc__)
+    made.add_argument("--length", type=int, default=4096, help="tokens; a multiple of the window")
+    made.add_argument("--heads", type=int, default=2)
+    made.add_argument("--head-dim", type=int, default=128)
+    made.add_argument("--window", type=int, default=512)
+    made.add_argument("--chunk", type=int, default=64, help="tokens per chunk of KDA, a power of two")
+    made.add_argument("--repeats", type=int, default=5)
+    made.add_argument("--seed", type=int, default=0)
+    made.add_argument("--slow", action="store_true", help="also KDA token by token and transformers' form")
+    args = made.parse_args()
     if args.length % args.window:
-        parser.error(f"--length {args.length} is no multiple of --window {args.window}")
-    text = table(args)
-    print(text)
-    if args.write:
-        args.write.write_text(text, encoding="utf-8")
+        made.error(f"--length {args.length} is no multiple of --window {args.window}")
+    finish(args, "kda_speed.py", table(args))
 
 
 if __name__ == "__main__":

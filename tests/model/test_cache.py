@@ -1,6 +1,8 @@
 """Prefill and decode through the cache equal the whole sequence at once, however it is split."""
 
+import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -157,3 +159,26 @@ def test_longer_than_the_model_and_documents_with_a_cache() -> None:
         MODEL(torch.zeros(1, 33, dtype=torch.long), cache=cache)
     with pytest.raises(ValueError, match="one document"):
         MODEL(TOKENS[:1], document_ids=torch.zeros(1, 13, dtype=torch.long), cache=cache)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_key_value_heads": 4}, "num_key_value_heads 4; this one has 2"),
+        ({"layer_pattern": "full window"}, "layer_pattern 'full window'; this one has 'full'"),
+    ],
+)
+def test_a_cache_of_another_model_is_refused(change: dict[str, Any], words: str) -> None:
+    shape = ModelConfig(31, 16, 2, 4, 2, 24, 32)
+    cache = KVCache(dataclasses.replace(shape, **change), 1, 8)
+    with pytest.raises(ValueError, match=words):
+        Decoder(shape)(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+
+
+def test_a_cache_outlives_a_new_base_of_positions() -> None:
+    model = Decoder(ModelConfig(31, 16, 2, 4, 2, 24, 32)).eval()
+    cache = KVCache(model.config, 1, 8)
+    model(torch.zeros(1, 3, dtype=torch.long), cache=cache)
+    model.set_rope_theta(5.0)
+    model(torch.zeros(1, 1, dtype=torch.long), cache=cache)
+    assert cache.lengths.tolist() == [4]

@@ -163,7 +163,12 @@ def test_the_objective_adds_the_router_loss() -> None:
     torch.testing.assert_close(loss, scalars["nll"] + scalars["router_loss"])
     loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    assert model.after_step()["expert_load_max"] >= 1
+    figures = model.after_step()
+    loads = {name: float(value) for name, value in figures.items() if name.startswith("expert_load/")}
+    layers = [i for i, kind in enumerate(model.config.ffn_kinds) if kind == "moe"]
+    assert list(loads) == [f"expert_load/{layer}/{expert}" for layer in layers for expert in range(4)]
+    assert sum(loads.values()) == pytest.approx(4 * len(layers))
+    assert float(figures["expert_load_max"]) == max(loads.values()) >= 1
     assert model.eval()(tokens) is not None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import sysconfig
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ from ikirere.errors import UserError
 from ikirere.model.hub import load_pretrained
 from ikirere.pretrain import stage as module
 from ikirere.pretrain.evaluate import bits_per_byte
-from ikirere.pretrain.stage import PretrainStage, theta_of
+from ikirere.pretrain.stage import PretrainStage, attention_of, theta_of
 from ikirere.programme.measure import measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
@@ -199,6 +200,59 @@ def test_bases_of_phases() -> None:
     at = theta_of(recipe(phases=phases, milestones=[]).pretrain, 1e4)
     assert [at(done) for done in range(7)] == [1e4, 1e4, 5e4, 5e4, 5e4, 5e4, 5e4]
     assert at(7) == 5e4  # a finished run
+
+
+def test_attention_of_phases() -> None:
+    phases = [phase(steps=2, attention="full"), phase(steps=3), phase(steps=1, attention="full")]
+    at = attention_of(recipe(phases=phases, milestones=[]).pretrain, "hybrid")
+    assert [at(done) for done in range(7)] == ["full"] * 2 + ["hybrid"] * 3 + ["full"] * 2
+
+
+@pytest.mark.parametrize("stop", [3, 6])
+def test_phases_change_attention_also_after_a_stop(
+    inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
+) -> None:
+    """Full attention, then hybrid, then full: the steps of a run that was stopped are those of one that was not, and
+    what is saved and measured is the model's own pattern."""
+    shape = {"local_chunk": 8, "global_stride": 4, "top_k": 2, "original_max_position_embeddings": 16}
+    mixture = {"code": 0.5, "docs": 0.5}
+    phases = [
+        phase(steps=n, attention=attention, mixture=mixture, name=str(n))
+        for n, attention in ((2, "full"), (3, None), (4, "full"))
+    ]
+    wanted = recipe(phases=phases, milestones=[], evaluate_every=None, checkpoint_every=2)
+    model = wanted.model.model_copy(update={"layer_pattern": "hybrid", "mixers": {"hybrid": shape}})
+    wanted = wanted.model_copy(update={"model": model})
+    switched: list[str] = []
+    switch = module.Decoder.set_attention
+
+    def noted(self: Any, pattern: str) -> None:
+        switched.append(pattern)
+        switch(self, pattern)
+
+    monkeypatch.setattr(module.Decoder, "set_attention", noted)
+    PretrainStage().run(context(tmp_path / "whole", inputs, wanted, []))
+    changes = [pattern for pattern, _ in itertools.groupby(switched)]
+    assert changes[-4:] == ["full", "hybrid", "full", "hybrid"]
+    loader = module.PackedLoader
+
+    class Stopping(loader):  # type: ignore[misc, valid-type]
+        def at(self, step: int) -> Any:
+            if step == stop:
+                raise RuntimeError("the power went")
+            return super().at(step)
+
+    monkeypatch.setattr(module, "PackedLoader", Stopping)
+    with pytest.raises(RuntimeError):
+        PretrainStage().run(context(tmp_path / "cut", inputs, wanted, []))
+    monkeypatch.setattr(module, "PackedLoader", loader)
+    PretrainStage().run(context(tmp_path / "cut", inputs, wanted, []))
+    assert weights(tmp_path / "cut") == weights(tmp_path / "whole")
+    for name in ("heldout.jsonl", "samples.json"):
+        assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    again = load_pretrained(tmp_path / "whole" / "model")
+    assert again.attention == "hybrid"
+    assert again.config.mixers["hybrid"]["local_chunk"] == 8
 
 
 def phase(**changes: Any) -> dict[str, Any]:

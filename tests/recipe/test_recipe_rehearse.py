@@ -103,7 +103,12 @@ def test_patterns_keep_whole_periods_and_names() -> None:
     assert kda.mixers["full"] == {"rope": False}
     trm = shrink(named("smol-100m-trm")).model
     assert trm.layers == ("kda", "kda", "kda", "full")
-    assert trm.mixers["recursive"] == named("smol-100m-trm").model.mixers["recursive"]
+    full, small = named("smol-100m-trm").model.mixers["recursive"], trm.mixers["recursive"]
+    assert small["cycles"] == 2
+    assert small["inner_updates"] * small["cycles"] * small["supervision_steps"] <= 16
+    assert small["ema"] < full["ema"]
+    same = ("halt_exploration", "bidirectional")
+    assert [small[key] for key in same] == [full[key] for key in same]
     irm = shrink(named("irm-2b"))
     assert [p.attention for p in irm.pretrain.phases] == ["full", "hybrid"]
     assert [p.sequence_length for p in irm.pretrain.phases] == [64, 256]

@@ -13,11 +13,14 @@ from ikirere.errors import UserError
 from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_pretrained
+from ikirere.model.hub.own import load_own
+from ikirere.model.recursive import RecursiveModel
 from ikirere.posttrain.generate import conversations
 from ikirere.posttrain.material import read_documents
+from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte
 from ikirere.programme.files import write_json
-from ikirere.programme.measure import Metric
+from ikirere.programme.measure import Metric, read_rows
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.serve.threads import fit_threads
@@ -26,6 +29,7 @@ from ikirere.tools import sandbox
 
 QUESTIONS, PAIRED, BITS, SAMPLES = "questions.jsonl", "paired.jsonl", "bits.jsonl", "samples.json"
 WITHOUT = "calculator-without-tool"  # the calculator's questions once more, without any tool
+BLANKS, LANGUAGE = "blanks.jsonl", "language.jsonl"
 DOCUMENTS = "documents-heldout.parquet"
 BATCH = 8  # sequences per pass for bits per byte
 
@@ -39,10 +43,14 @@ class EvaluateStage:
     Metrics: right_tool/<kind>, right_arguments/<kind>, answer/<kind>, no_tool_when_not_needed,
     answer_without_tool/calculator, tool_gain (paired difference), tool_calls and seconds_per_question (means),
     bits_per_byte/<domain>, perplexity (per token, all domains). A kind whose questions expect no call has no right_arguments.
+
+    A recursive model writes no text: pretrain's is measured on the blanks of held-out rows (blanks.jsonl; perplexity,
+    perplexity/<domain>, exact/<domain>) and beside the first milestone (language.jsonl; perplexity_ratio/<domain>, over
+    that milestone's, on the same rows).
     """
 
     name: ClassVar[str] = "evaluate"
-    needs: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "shards", "sft", "dpo")
+    needs: ClassVar[tuple[str, ...]] = ("data", "tokenizer", "shards", "pretrain", "sft", "dpo")
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
         return {
@@ -56,6 +64,13 @@ class EvaluateStage:
         return ""
 
     def run(self, context: StageContext) -> StageResult:
+        if context.recipe.evaluate.benchmarks:
+            context.say(
+                f"evaluate.benchmarks: {len(context.recipe.evaluate.benchmarks)} are specified, none is built yet: "
+                "not measured"
+            )
+        if context.recipe.model.family == "recursive":
+            return _recursive(context)
         folder = _model_folder(context)
         device = torch.device(
             "cuda" if context.recipe.hardware.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -64,11 +79,6 @@ class EvaluateStage:
         tokenizer = Tokenizer.load(folder)
         if lacking := sandbox.describe():
             context.say(lacking)
-        if context.recipe.evaluate.benchmarks:
-            context.say(
-                f"evaluate.benchmarks: {len(context.recipe.evaluate.benchmarks)} are specified, none is built yet: "
-                "not measured"
-            )
         result = StageResult()
         before = torch.get_num_threads()
         try:
@@ -203,6 +213,57 @@ def _over_kinds(
             ),
         ]
     return metrics
+
+
+# ---------------------------------------------------------------- recursive models
+
+
+def _recursive(context: StageContext) -> StageResult:
+    """Blanks of held-out rows after all supervision steps, and the change since the first milestone."""
+    recipe = context.recipe
+    if "pretrain" not in context.inputs or "shards" not in context.inputs:
+        raise UserError(
+            "stages: evaluate needs the stages shards and pretrain before it for a recursive model"
+        )
+    folder = context.inputs["pretrain"]
+    model, tokenizer = load_own(folder / "model"), Tokenizer.load(folder / "model")
+    assert isinstance(model, RecursiveModel)
+    if recipe.hardware.device != "cpu" and torch.cuda.is_available():
+        model = model.to("cuda")
+    shards = open_shards(context.inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
+    heldout = {
+        domain: shard
+        for (domain, split), shard in sorted(shards.items())
+        if split == "heldout" and len(shard)
+    }
+    with context.progress("held-out blanks", len(heldout), "domains") as bar:
+        rows = recursive.heldout_rows(recipe, model, heldout, tokenizer, BATCH, bar.advance)
+    result = StageResult()
+    if not rows:
+        return result
+    result.artifacts.append(context.write_rows(BLANKS, rows))
+    confidence = recipe.evaluate.confidence
+    result.metrics.append(context.metric("perplexity", "exp-ratio", BLANKS, "nats", "tokens"))
+    for domain in heldout:
+        where = {"domain": domain}
+        result.metrics += [
+            context.metric(f"perplexity/{domain}", "exp-ratio", BLANKS, "nats", "tokens", where=where),
+            context.metric(
+                f"exact/{domain}", "proportion", BLANKS, "exact", where=where, confidence=confidence
+            ),
+        ]
+    if not recipe.pretrain.milestones:
+        return result
+    before = read_rows(folder / "milestones" / f"{recipe.pretrain.milestones[0].name}.jsonl")
+    changes = [
+        {"domain": row["domain"], "nats": row["nats"] - old["nats"], "tokens": row["tokens"]}
+        for row, old in zip(rows, before, strict=True)
+    ]
+    result.artifacts.append(context.write_rows(LANGUAGE, changes))
+    for domain in heldout:
+        name, where = f"perplexity_ratio/{domain}", {"domain": domain}
+        result.metrics.append(context.metric(name, "exp-ratio", LANGUAGE, "nats", "tokens", where=where))
+    return result
 
 
 # ---------------------------------------------------------------- bits per byte

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 from torch import Tensor
 
@@ -27,7 +29,7 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.capacity, self.device = capacity, torch.device(device)
+        self.config, self.capacity, self.device = config, capacity, torch.device(device)
         self.layers = [m.new_state(config, batch, capacity, dtype, self.device) for m in mixers_of(config)]
         self.lengths = torch.zeros(batch, dtype=torch.long)
 
@@ -95,6 +97,19 @@ class KVCache:
             places=places.to(self.device),
             counts=None if bool((real == length).all()) else real.to(self.device),
         )
+
+    def check(self, config: ModelConfig) -> None:
+        """Raises ValueError, naming the first field, for a model of another shape than the one this was made for."""
+        if self.config is config:
+            return
+        mine, other = asdict(self.config), asdict(config)
+        # Phases of training change the base of the positions; what is held stays what it is.
+        differing = [name for name in mine if mine[name] != other[name] and name != "rope_theta"]
+        if differing:
+            name = differing[0]
+            raise ValueError(
+                f"the cache was made for a model with {name} {mine[name]!r}; this one has {other[name]!r}"
+            )
 
     def advance(self, step: Step) -> None:
         """Counts the tokens of a step that every layer has stored."""

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
-from ikirere.model.config import ModelConfig
+from ikirere.model.config import ModelConfig, expand_pattern
 from ikirere.model.layers.ffns import ffns_of
 from ikirere.model.layers.mixer import Context, Linear
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.moe import MixtureOfExperts
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.rope import Rope
+from ikirere.model.layers.rope import Rope, RopeSpec
 
 
 class Block(nn.Module):
@@ -61,13 +61,17 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Linear(config.hidden_size, config.vocab_size)
-        specs = [
-            m.rope(config, config.mixers.get(k, {})) for m, k in zip(mixers_of(config), config.layer_kinds)
-        ]
-        kinds = list(dict.fromkeys(spec for spec in specs if spec is not None))
+        kinds: dict[RopeSpec, None] = {}
+        self._specs: list[dict[str, RopeSpec | None]] = []  # of each layer, by what it runs as
+        for mixer, kind in zip(mixers_of(config), config.layer_kinds):
+            given = config.mixers.get(kind, {})
+            ways = {kind: mixer.rope(config, given)}
+            ways |= {other: mixer.rope_as(other, config, given) for other in mixer.runs_as}
+            self._specs.append(ways)
+            kinds |= {spec: None for spec in ways.values() if spec is not None}
         self.ropes = nn.ModuleList(Rope(s, config.max_position_embeddings, config.rope_theta) for s in kinds)
-        for block, spec in zip(self.blocks(), specs):
-            block.mixer.turn = kinds.index(spec) if spec is not None else 0
+        self.attention = config.layer_pattern
+        self.set_attention(config.layer_pattern)
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
 
@@ -95,6 +99,28 @@ class Decoder(nn.Module):
         self.config = replace(self.config, rope_theta=theta)
         for rope in self.ropes:
             cast(Rope, rope).set_theta(theta)
+
+    def set_attention(self, pattern: str) -> None:
+        """Runs the layers as a pattern's mixers from now on, with the same weights, as phases of training ask. A cache
+        is for the model's own pattern only.
+
+        Raises UserError, and changes nothing, for a layer that cannot run so.
+        """
+        names = expand_pattern(pattern, len(self.layers))
+        for layer, (name, ways) in enumerate(zip(names, self._specs)):
+            if name not in ways:
+                raise UserError(
+                    f"model.layer_pattern {self.config.layer_pattern!r}: layer {layer} cannot run as {name!r}, as "
+                    f"the attention pattern {pattern!r} asks; accepted there are {', '.join(ways)}"
+                )
+        self.attention = pattern
+        specs = [ways[name] for name, ways in zip(names, self._specs)]
+        used = list(dict.fromkeys(spec for spec in specs if spec is not None))
+        for block, name, spec in zip(self.blocks(), names, specs):
+            block.mixer.mode = name
+            block.mixer.turn = used.index(spec) if spec is not None else 0
+        kinds = [cast(Rope, rope).spec for rope in self.ropes]
+        self._turning = [kinds.index(spec) for spec in used]
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -130,14 +156,17 @@ class Decoder(nn.Module):
         return torch.stack(known).sum() if known else None
 
     def after_step(self) -> dict[str, Tensor]:
-        """What experts do once per optimiser step; figures for the log: the busiest expert's share of its layer's
-        tokens times the number of experts (1 at balance), of the worst layer."""
-        loads = [b.ffn.after_step() for b in self.blocks() if isinstance(b.ffn, MixtureOfExperts)]
-        return (
-            {"expert_load_max": torch.stack([load.max() * len(load) for load in loads]).max()}
-            if loads
-            else {}
-        )
+        """What experts do once per optimiser step; figures for the log: each expert's share of its layer's tokens times
+        the number of experts (1 at balance) as `expert_load/<layer>/<expert>`, and the largest of all."""
+        loads = {
+            layer: block.ffn.experts * block.ffn.after_step()
+            for layer, block in enumerate(self.blocks())
+            if isinstance(block.ffn, MixtureOfExperts)
+        }
+        figures = {
+            f"expert_load/{layer}/{i}": share for layer, load in loads.items() for i, share in enumerate(load)
+        }
+        return figures | ({"expert_load_max": torch.cat(list(loads.values())).max()} if loads else {})
 
     def blocks(self) -> Iterator[Block]:
         """The layers in order, typed."""
@@ -212,10 +241,15 @@ class Decoder(nn.Module):
             if positions is None:
                 self._fits(length)
                 positions = _positions(batch, length, document_ids, tokens.device)
-            mask = None if document_ids is None else document_mask(document_ids)
+            mask = document_mask(document_ids) if document_ids is not None and self._masked else None
             return Context(positions, self._turns(positions), document_ids, mask, causal=True)
         if document_ids is not None:
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
+        cache.check(self.config)
+        if expand_pattern(self.attention, len(self.layers)) != self.config.layer_kinds:
+            raise ValueError(
+                f"the model runs as {self.attention!r}; a cache is for its own pattern, {self.config.layer_pattern!r}"
+            )
         step = cache.plan((batch, length), rows, counts)
         if positions is None:
             self._fits(step.end)
@@ -223,16 +257,23 @@ class Decoder(nn.Module):
         turns = self._turns(positions)
         if step.start == 0 and step.end == length:
             return Context(positions, turns, None, None, causal=True, step=step)
-        if step.start is not None and length == 1:
+        if (step.start is not None and length == 1) or not self._masked:
             return Context(positions, turns, None, None, causal=False, step=step)
         seen = torch.arange(step.end, device=tokens.device) <= step.places[:, :, None]
         return Context(positions, turns, None, seen[:, None], causal=False, step=step)
 
     def _turns(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        return tuple(rope(positions) for rope in self.ropes)
+        return tuple(self.ropes[i](positions) for i in self._turning)
+
+    @property
+    def _masked(self) -> bool:
+        return any(block.mixer.masked for block in self.blocks())
 
     def _fits(self, length: int) -> None:
-        if length > self.config.max_position_embeddings:
+        c = self.config
+        if length > c.max_position_embeddings and not all(
+            mixer.unbounded(c, c.mixers.get(kind, {})) for mixer, kind in zip(mixers_of(c), c.layer_kinds)
+        ):
             raise UserError(
                 f"a sequence of {length} tokens; model.max_position_embeddings allows "
                 f"{self.config.max_position_embeddings}"

@@ -15,9 +15,13 @@ import torch
 from ikirere.data.loader import PackedLoader
 from ikirere.data.shards import Shard, open_shards
 from ikirere.errors import UserError
+from ikirere.model.build import build_model, on_meta
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import save_pretrained
+from ikirere.model.hub.own import save_own
+from ikirere.model.recursive import RecursiveModel
+from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte, chosen_documents, compressed_bits, continuation
 from ikirere.programme.files import write_json
 from ikirere.programme.measure import Metric
@@ -43,6 +47,10 @@ class PretrainStage:
     Metrics: bits_per_byte, bits_per_byte/<domain>, perplexity (per token), gzip9_ and xz9_bits_per_byte/<domain>
     of the same bytes, parameters, tokens, tokens_per_second, train_seconds, final_loss, peak_memory_bytes,
     loader_wait_fraction; bits_per_byte and perplexity also as <metric>@<milestone>.
+
+    A recursive model (`pretrain.recursive`) is measured by its averaged weights, which are what model/ holds, on the
+    blanks of held-out rows: perplexity and nats_per_token of blanks, perplexity/<domain>, nats_per_token/<domain>,
+    exact/<domain> (rows filled in without a fault), each also as <metric>@<milestone>; no bits per byte.
     """
 
     name: ClassVar[str] = "pretrain"
@@ -70,11 +78,12 @@ class PretrainStage:
         shards = open_shards(context.inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
         heldout = {d: s for (d, split), s in sorted(shards.items()) if split == "heldout" and len(s)}
         model = new_model(recipe)
+        training = {d: s for (d, split), s in shards.items() if split == "train"}
         identity = [self.config(recipe), recipe.seed, tokenizer.sha256]
         key = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        summary = _train(
-            context, model, {d: s for (d, split), s in shards.items() if split == "train"}, heldout, key
-        )
+        if isinstance(model, RecursiveModel):
+            return _recursive(context, model, tokenizer, training, heldout, key)
+        summary = _train(context, model, training, heldout, key)
         ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
         save_pretrained(model, context.folder / "model", ids)
         tokenizer.save(context.folder / "model")
@@ -95,8 +104,9 @@ class PretrainStage:
 
 def check_phases(recipe: Recipe) -> None:
     """Raises UserError for mixers that are not built, and for phases that this model or loop cannot run."""
-    with torch.device("meta"):
-        Decoder(ModelConfig.from_recipe(recipe.model))
+    model = on_meta(ModelConfig.from_recipe(recipe.model))
+    if recipe.model.family == "recursive":
+        recursive.check(recipe)
     longest = recipe.model.max_position_embeddings
     for i, phase in enumerate(recipe.pretrain.phases):
         if phase.sequence_length > longest:
@@ -104,11 +114,17 @@ def check_phases(recipe: Recipe) -> None:
                 f"pretrain.phases.{i}.sequence_length {phase.sequence_length} is beyond "
                 f"model.max_position_embeddings {longest}; shorten the one or raise the other"
             )
-        if phase.attention is not None and phase.attention != recipe.model.layer_pattern:
+        if phase.attention is None or phase.attention == recipe.model.layer_pattern:
+            continue
+        if not isinstance(model, Decoder):
             raise UserError(
-                f"pretrain.phases.{i}.attention {phase.attention!r} differs from model.layer_pattern "
-                f"{recipe.model.layer_pattern!r}; changing mixers between phases is not built"
+                f"pretrain.phases.{i}.attention {phase.attention!r}: a recursive model keeps its "
+                f"model.layer_pattern; accepted is {recipe.model.layer_pattern!r}"
             )
+        try:
+            model.set_attention(phase.attention)
+        except UserError as error:
+            raise UserError(f"pretrain.phases.{i}.attention {phase.attention!r}: {error}") from None
     for i, milestone in enumerate(recipe.pretrain.milestones):
         if milestone.step > recipe.pretrain.steps:
             raise UserError(
@@ -116,9 +132,9 @@ def check_phases(recipe: Recipe) -> None:
             )
 
 
-def new_model(recipe: Recipe) -> Decoder:
+def new_model(recipe: Recipe) -> Decoder | RecursiveModel:
     """The recipe's model with weights drawn from its seed, on the device of the recipe where there is one."""
-    model = Decoder(ModelConfig.from_recipe(recipe.model))
+    model = build_model(ModelConfig.from_recipe(recipe.model))
     model.reset_parameters(torch.Generator().manual_seed(recipe.seed))
     cuda = recipe.hardware.device != "cpu" and torch.cuda.is_available()
     return model.to("cuda" if cuda else "cpu")
@@ -137,6 +153,17 @@ def theta_of(pretrain: Pretrain, default: float) -> Callable[[int], float]:
     return at
 
 
+def attention_of(pretrain: Pretrain, default: str) -> Callable[[int], str]:
+    """The layer pattern as which the model runs in the step after `done` steps: the phase's, else its own."""
+    ends = list(itertools.accumulate(phase.steps for phase in pretrain.phases))
+    patterns = [phase.attention or default for phase in pretrain.phases]
+
+    def at(done: int) -> str:
+        return patterns[min(bisect.bisect_right(ends, done), len(patterns) - 1)]
+
+    return at
+
+
 def _train(
     context: StageContext, model: Decoder, shards: dict[str, Shard], heldout: dict[str, Shard], key: str
 ) -> TrainSummary:
@@ -148,10 +175,13 @@ def _train(
     for note in loader.notes:
         context.say(note)
     theta = theta_of(pretrain, recipe.model.rope_theta)
+    attention = attention_of(pretrain, recipe.model.layer_pattern)
 
     def before(done: int, model: Decoder) -> None:
         if model.config.rope_theta != theta(done):
             model.set_rope_theta(theta(done))
+        if model.attention != attention(done):
+            model.set_attention(attention(done))
 
     hooks = Hooks(
         progress=context.progress, say=context.say, track=context.track, before=before, label="pretrain"
@@ -161,7 +191,87 @@ def _train(
     if pretrain.evaluate_every:
         hooks.every.append((pretrain.evaluate_every, _tracked(context, heldout)))
     objective = CrossEntropy(pretrain.z_loss)
-    return train(model, loader, objective, pretrain, pretrain.steps, context.folder, recipe.seed, hooks, key)
+    summary = train(
+        model, loader, objective, pretrain, pretrain.steps, context.folder, recipe.seed, hooks, key
+    )
+    before(pretrain.steps, model)  # a finished run that is opened again makes no step
+    model.set_attention(recipe.model.layer_pattern)  # measured and sampled as it is saved
+    return summary
+
+
+# ---------------------------------------------------------------- recursive models
+
+
+def _recursive(
+    context: StageContext,
+    model: RecursiveModel,
+    tokenizer: Tokenizer,
+    shards: dict[str, Shard],
+    heldout: dict[str, Shard],
+    key: str,
+) -> StageResult:
+    """Trains and measures a recursive model; see `PretrainStage`."""
+    recipe, pretrain = context.recipe, context.recipe.pretrain
+    world = world_of(pretrain.parallel)
+    trainer = recursive.new_trainer(recipe, model, world)
+
+    def measure(path: str, average: RecursiveModel) -> float:
+        rows = recursive.heldout_rows(recipe, average, heldout, tokenizer, EVALUATION_ROWS)
+        context.write_rows(path, rows)
+        return float(sum(row["nats"] for row in rows) / max(1, sum(row["tokens"] for row in rows)))
+
+    def at_milestone(name: str) -> Callable[[int, recursive.RecursiveTrainer], None]:
+        def call(step: int, trained: recursive.RecursiveTrainer) -> None:
+            nats = measure(f"milestones/{name}.jsonl", trained.ema)
+            context.say(f"milestone {name}, step {step}: {nats:.4f} nats per blank")
+
+        return call
+
+    def on_the_way(step: int, trained: recursive.RecursiveTrainer) -> None:
+        nats = measure(f"{EVALUATIONS}/step-{step:06d}.jsonl", trained.ema)
+        context.track({"pretrain/nats_per_token": nats}, step)
+
+    hooks = Hooks(progress=context.progress, say=context.say, track=context.track, label="pretrain")
+    hooks.every += [({m.step}, at_milestone(m.name)) for m in pretrain.milestones]
+    if pretrain.evaluate_every:
+        hooks.every.append((pretrain.evaluate_every, on_the_way))
+    summary = recursive.fit(recipe, trainer, shards, tokenizer, context.folder, hooks, key, world)
+    average = trainer.ema
+    ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
+    save_own(average, context.folder / "model", ids)
+    tokenizer.save(context.folder / "model")
+    result = StageResult(artifacts=["model", "log.jsonl", SAMPLES])
+    with context.progress("held-out blanks", len(heldout), "domains") as bar:
+        rows = recursive.heldout_rows(recipe, average, heldout, tokenizer, EVALUATION_ROWS, bar.advance)
+    context.write_rows(RAW, rows)
+    measured = {"": RAW} | {f"@{m.name}": f"milestones/{m.name}.jsonl" for m in pretrain.milestones}
+    for suffix, raw in measured.items():
+        result.metrics += _blanks_metrics(context, raw, heldout, suffix)
+    if (context.folder / EVALUATIONS).is_dir():
+        result.artifacts.append(EVALUATIONS)
+    result.metrics += _training(context, model, summary)
+    write_json(context.folder / SAMPLES, recursive.samples(recipe, average, heldout, tokenizer))
+    return result
+
+
+def _blanks_metrics(context: StageContext, raw: str, heldout: dict[str, Shard], suffix: str) -> list[Metric]:
+    if not heldout:
+        return []
+    confidence = context.recipe.evaluate.confidence
+    found = [
+        context.metric(f"perplexity{suffix}", "exp-ratio", raw, "nats", "tokens"),
+        context.metric(f"nats_per_token{suffix}", "ratio", raw, "nats", "tokens"),
+    ]
+    for domain in heldout:
+        where = {"domain": domain}
+        found += [
+            context.metric(f"perplexity/{domain}{suffix}", "exp-ratio", raw, "nats", "tokens", where=where),
+            context.metric(f"nats_per_token/{domain}{suffix}", "ratio", raw, "nats", "tokens", where=where),
+            context.metric(
+                f"exact/{domain}{suffix}", "proportion", raw, "exact", where=where, confidence=confidence
+            ),
+        ]
+    return found
 
 
 # ---------------------------------------------------------------- measuring
@@ -235,7 +345,7 @@ def _compressors(context: StageContext, tokenizer: Tokenizer, heldout: dict[str,
     ]  # fmt: skip
 
 
-def _training(context: StageContext, model: Decoder, summary: TrainSummary) -> list[Metric]:
+def _training(context: StageContext, model: Decoder | RecursiveModel, summary: TrainSummary) -> list[Metric]:
     values = {
         "parameters": model.num_parameters(),
         "tokens": summary.tokens,

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, ValidationError, field_validator
 
+from ikirere.errors import UserError
 from ikirere.recipe.sections import Fraction, Positive, Section
 
 
@@ -34,6 +35,11 @@ class Window(Full):
 
     window: Positive = 8192
     sinks: int = Field(default=0, ge=0, description="first tokens that always stay visible")
+    sink_positions: Literal["kept", "renumbered"] = Field(
+        default="kept",
+        description="renumbered: a sink is never farther away than its place in the cache, so rows may grow "
+        "past max_position_embeddings (StreamingLLM)",
+    )
 
 
 class Hybrid(Section):
@@ -103,6 +109,103 @@ class Mla(Section):
         )
 
 
+class Mlp(Section):
+    """A gated network over all positions in place of attention, in `recursive` models of one sequence length."""
+
+    intermediate_size: Positive | None = Field(
+        default=None, description="default: 8/3 of the positions, rounded up to a multiple of 256"
+    )
+
+    def width(self, positions: int) -> int:
+        """Width of the network between its matrices."""
+        return self.intermediate_size or -(-round(positions * 8 / 3) // 256) * 256
+
+
+class Mamba2Sizes(NamedTuple):
+    """The widths of a Mamba-2 layer, defaults filled in."""
+
+    heads: int
+    head_dim: int
+    groups: int
+    state: int
+    conv_size: int
+    chunk: int
+
+    @property
+    def width(self) -> int:
+        """Of what the state holds, and of its gate."""
+        return self.heads * self.head_dim
+
+    @property
+    def channels(self) -> int:
+        """Of the convolution: the inputs, and the state's keys and queries."""
+        return self.width + 2 * self.groups * self.state
+
+
+class Mamba2(Section):
+    """Mamba-2: a state that decays by one number per head and token, set by the token."""
+
+    state_size: Positive = Field(default=128, description="numbers that each channel remembers")
+    expand: Positive | None = Field(
+        default=None, description="inner width over hidden_size; default: 2, or what num_heads makes"
+    )
+    head_dim: Positive = 64
+    num_heads: Positive | None = Field(
+        default=None, description="default: expand * hidden_size / head_dim; given, it sets the inner width"
+    )
+    n_groups: Positive = Field(default=1, description="sets of keys and queries that heads share")
+    conv_size: Positive = 4
+    chunk_size: Positive = Field(default=64, description="tokens worked on at once")
+
+    def sizes(self, hidden: int) -> Mamba2Sizes:
+        """All widths for a model of `hidden` channels. Raises UserError naming the key that does not fit."""
+        key, inner = "model.mixers.mamba2", (self.expand or 2) * hidden
+        if self.num_heads and self.expand and self.num_heads * self.head_dim != inner:
+            raise UserError(
+                f"{key}.num_heads {self.num_heads} x head_dim {self.head_dim} is not expand {self.expand} x "
+                f"hidden_size {hidden}; leave one of num_heads and expand out"
+            )
+        if not self.num_heads and inner % self.head_dim:
+            raise UserError(
+                f"{key}.head_dim {self.head_dim} does not divide the inner width {inner} (expand x hidden_size)"
+            )
+        heads = self.num_heads or inner // self.head_dim
+        if heads % self.n_groups:
+            raise UserError(f"{key}.n_groups {self.n_groups} does not divide the {heads} heads")
+        return Mamba2Sizes(
+            heads, self.head_dim, self.n_groups, self.state_size, self.conv_size, self.chunk_size
+        )
+
+
+class RetentionSizes(NamedTuple):
+    """The widths of a retention layer, defaults filled in."""
+
+    heads: int
+    key: int
+    value: int
+    chunk: int
+
+
+class Retention(Section):
+    """Retention (RetNet): a state that decays by one fixed number per head."""
+
+    num_heads: Positive | None = Field(default=None, description="default: the model's num_attention_heads")
+    head_dim: Positive | None = Field(default=None, description="of keys; default: the model's head_dim")
+    value_head_dim: Positive | None = Field(default=None, description="default: 2 * head_dim")
+    rope: bool = Field(default=True, description="false: no positions but the decay's")
+    rope_theta: float | None = Field(default=None, gt=0, description="default: the model's")
+    chunk_size: Positive = Field(default=64, description="tokens worked on at once")
+
+    def sizes(self, heads: int, head_size: int) -> RetentionSizes:
+        """All widths for a model of `heads` heads of `head_size`. Raises UserError for an odd width with rope."""
+        key = self.head_dim or head_size
+        if self.rope and key % 2:
+            raise UserError(
+                f"model.mixers.retention.head_dim {key} is odd; rope turns pairs, so it must be even"
+            )
+        return RetentionSizes(self.num_heads or heads, key, self.value_head_dim or 2 * key, self.chunk_size)
+
+
 class Recursive(Section):
     """Recursion over depth of a `recursive` model (arXiv 2510.04871)."""
 
@@ -113,11 +216,23 @@ class Recursive(Section):
     supervision_steps: Positive = 16
     halt_exploration: Fraction = 0.1
     puzzle_tokens: Positive = 16
+    puzzles: int = Field(
+        default=0, ge=0, description="rows of the table of puzzle embeddings; 0: no table, zeros in front"
+    )
     ema: Fraction = 0.999
     bidirectional: bool = Field(default=True, description="causal mixers run forward and time-reversed")
 
 
-MIXERS: dict[str, type[Section]] = {"full": Full, "window": Window, "hybrid": Hybrid, "kda": Kda, "mla": Mla}
+MIXERS: dict[str, type[Section]] = {
+    "full": Full,
+    "window": Window,
+    "hybrid": Hybrid,
+    "kda": Kda,
+    "mla": Mla,
+    "mlp": Mlp,
+    "mamba2": Mamba2,
+    "retention": Retention,
+}
 SETTINGS: dict[str, type[Section]] = {**MIXERS, "recursive": Recursive}
 
 _PART = re.compile(r"([a-z][a-z0-9_]*)(?:\*([1-9][0-9]{0,2}))?")

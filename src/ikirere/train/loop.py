@@ -214,9 +214,9 @@ class _Run:
         self.optimizers.zero_grad()
         self.done += 1
         after: dict[str, torch.Tensor] = getattr(self.model, "after_step", dict)()
-        self.meter.step(
-            [*scalars, *((name, value, 1.0) for name, value in after.items()), ("grad_norm", norm, 1.0)]
-        )
+        # Every rank has the same figures here, and rows add up those of all ranks.
+        once = [(name, value, 1 / self.world.size) for name, value in after.items()]
+        self.meter.step([*scalars, *once, ("grad_norm", norm, 1.0)])
         self._count(tokens, time.perf_counter() - began, waited)
         return stop
 

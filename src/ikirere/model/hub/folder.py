@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from ikirere.errors import UserError
+from ikirere.model.build import on_meta
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub.files import SINGLE, check_tied, check_weights, read_json, settle, shapes, weight_files
 from ikirere.model.hub.formats import Format, shared_config
+from ikirere.model.hub.own import OWN, REMOTE, REMOTE_TEXT, Own
 from ikirere.model.hub.registry import FORMATS, format_for, format_named
+from ikirere.model.recursive import RecursiveModel
+
+Model = Decoder | RecursiveModel
 
 
-def hub_config(model: Decoder) -> dict[str, Any]:
-    """The config.json of a model. Raises UserError for shapes that no class can hold."""
+def hub_config(model: Model) -> dict[str, Any]:
+    """The config.json of a model: of a public class that can hold it, else of our own."""
     chosen = format_for(model.config)
     return shared_config(chosen, model.config, model.dtype) | chosen.to_hub(model.config)
 
@@ -35,11 +40,12 @@ def hub_name(name: str, config: ModelConfig) -> str:
     raise KeyError(name)
 
 
-def save_pretrained(model: Decoder, folder: str | Path, extra_config: dict[str, Any] | None = None) -> None:
+def save_pretrained(model: Model, folder: str | Path, extra_config: dict[str, Any] | None = None) -> None:
     """Writes config.json and model.safetensors, each whole or not at all.
 
     extra_config adds to config.json: bos_token_id, eos_token_id, pad_token_id and further keys. It cannot
-    change what describes the weights (ValueError). Weights keep their dtype; a tied head is written once.
+    change what describes the weights (ValueError). Weights keep their dtype; a tied head is written once. What no
+    public class can hold is written as our own (`own`), with the module that transformers opens it by.
     """
     values = hub_config(model)
     extra = extra_config or {}
@@ -47,19 +53,27 @@ def save_pretrained(model: Decoder, folder: str | Path, extra_config: dict[str, 
         raise ValueError(f"extra_config may not change {', '.join(clash)}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    parameters = dict(model.named_parameters())
+    chosen, tensors = format_for(model.config), model.state_dict()
+    left = {name for name, _ in model.named_parameters()}
     weights: dict[str, torch.Tensor] = {}
-    for rule in format_for(model.config).weights(model.config):
-        parts = rule.split(parameters.pop(rule.ours).detach().cpu())
+    for rule in chosen.weights(model.config):
+        parts = rule.split(tensors[rule.ours].detach().cpu())
         weights |= {name: part.contiguous() for name, part in zip(rule.theirs, parts, strict=True)}
-    if parameters:
-        raise ValueError(f"the format has no place for {', '.join(sorted(parameters)[:3])}")
+        left.discard(rule.ours)
+    if left:
+        raise ValueError(f"the format has no place for {', '.join(sorted(left)[:3])}")
     part = folder / f"{SINGLE}.part"
     save_file(weights, part, metadata={"format": "pt"})
     settle(part, folder / SINGLE)
     part = folder / "config.json.part"
     part.write_text(json.dumps({**values, **extra}, indent=2) + "\n", encoding="utf-8")
     settle(part, folder / "config.json")
+    if isinstance(chosen, Own):
+        part = folder / f"{REMOTE}.part"
+        part.write_text(REMOTE_TEXT, encoding="utf-8")
+        settle(part, folder / REMOTE)
+    else:
+        (folder / REMOTE).unlink(missing_ok=True)
 
 
 def load_config(folder: str | Path) -> ModelConfig:
@@ -75,7 +89,7 @@ def _read(folder: Path) -> tuple[ModelConfig, Format]:
     found = format_named(name if isinstance(name, str) else None, values.get("model_type"))
     if found is None:
         shown = name or values.get("model_type") or "nothing"
-        known = ", ".join(f.architecture for f in FORMATS)
+        known = ", ".join(f.architecture for f in (*FORMATS, *OWN))
         raise UserError(f"{path}: architectures names {shown}; accepted are {known}")
     try:
         return found.from_hub(path, values), found
@@ -91,29 +105,44 @@ def load_pretrained(
     Raises UserError naming the file, key or weight for an unsupported class, a missing or extra weight, a
     wrong shape, or a file that is not safetensors. Weights are checked before any memory is taken.
     """
-    folder = Path(folder)
-    config, format = _read(folder)
-    with torch.device("meta"):
-        model = Decoder(config)
+    config, format = _read(Path(folder))
+    if config.family != "decoder":
+        raise UserError(
+            f"{folder}: model.family {config.family!r} does not continue text; a decoder is needed here"
+        )
+    return cast(Decoder, _load(Path(folder), config, format, dtype, device))
+
+
+def load_model(
+    folder: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> Model:
+    """The same for a model of any family."""
+    return _load(Path(folder), *_read(Path(folder)), dtype, device)
+
+
+def _load(
+    folder: Path, config: ModelConfig, format: Format, dtype: torch.dtype, device: torch.device | str
+) -> Model:
+    model = on_meta(config)
     held = {path: shapes(path) for path in weight_files(folder)}
     names = {name for inside in held.values() for name in inside}
     rules = [rule.among(names) for rule in format.weights(config)]
-    on_meta = dict(model.named_parameters())
+    expected = model.state_dict()
     wanted = {
         name: tuple(part.shape)
         for rule in rules
-        for name, part in zip(rule.theirs, rule.split(on_meta[rule.ours]), strict=True)
+        for name, part in zip(rule.theirs, rule.split(expected[rule.ours]), strict=True)
     }
     check_weights(folder, wanted, held, config.tie_word_embeddings)
     model = model.to(dtype).to_empty(device=device)
-    parameters = dict(model.named_parameters())
+    tensors = model.state_dict()
     where = {name: path for path, names in held.items() for name in names}
     opened = {path: safe_open(path, "pt") for path in held}
     try:
         with torch.no_grad():
             for rule in rules:
                 parts = [opened[where[name]].get_tensor(name) for name in rule.theirs]
-                parameters[rule.ours].copy_(rule.join(parts))
+                tensors[rule.ours].copy_(rule.join(parts))
     finally:
         for file in opened.values():
             file.__exit__(None, None, None)

@@ -39,6 +39,8 @@ def _plain(config: ModelConfig, kinds: set[str]) -> str | None:
         return f"model.layer_pattern {config.layer_pattern!r}: only {' and '.join(sorted(kinds))} layers fit"
     if set(config.ffn_kinds) != {"dense"}:
         return f"model.ffn_pattern {config.ffn_pattern!r}: only 'dense' fits"
+    if _settings(config, "window").get("sink_positions", "kept") != "kept":
+        return "model.mixers.window.sink_positions: 'renumbered' fits no class; 'kept' is needed"
     if _settings(config, "window").get("sinks", 0):
         return "model.mixers.window.sinks: first-token sinks fit no class; 0 is needed"
     return None

@@ -41,8 +41,14 @@ class KVState:
         """Stores [B, kv_heads, T, head_dim] and returns all that the rows hold, [B, kv_heads, step.end, head_dim]."""
         return self._append(self.keys, keys, step), self._append(self.values, values, step)
 
+    @classmethod
+    def _append(cls, store: Tensor, new: Tensor, step: Step) -> Tensor:
+        cls.write(store, new, step)
+        return store[step.rows, :, : step.end].to(new.dtype)
+
     @staticmethod
-    def _append(store: Tensor, new: Tensor, step: Step) -> Tensor:
+    def write(store: Tensor, new: Tensor, step: Step) -> None:
+        """Stores [B, kv_heads, T, head_dim] at the step's places of one of the two tensors."""
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
             store[step.rows, :, step.start : step.end] = new.detach()
         else:
@@ -52,7 +58,6 @@ class KVState:
                 order = step.places - step.starts[:, None]
                 moved = moved.gather(1, order[:, :, None, None].expand_as(moved))
             store[step.column, :, step.places] = moved
-        return store[step.rows, :, : step.end].to(new.dtype)
 
 
 class Attention(Mixer):
@@ -103,8 +108,8 @@ class Attention(Mixer):
         if self.sink_logits is not None:
             self.sink_logits.fill_(0.0)
 
-    def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and turned."""
+    def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, T, heads, head_dim], keys and values [B, T, kv_heads, head_dim], normed and not yet turned."""
         batch, length, _ = x.shape
         q, k = self.q_proj(x), self.k_proj(x)
         if self.q_norm is not None and self.k_norm is not None and not self.norm_heads:
@@ -114,6 +119,11 @@ class Attention(Mixer):
         v = self.v_proj(x).view(batch, length, self.kv_heads, self.head_dim)
         if self.q_norm is not None and self.k_norm is not None and self.norm_heads:
             q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and turned."""
+        q, k, v = self.heads_of(x)
         if self.turned:
             cos, sin = context.turns[self.turn]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)

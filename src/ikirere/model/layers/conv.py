@@ -55,23 +55,26 @@ def _filtered(x: Tensor, weight: Tensor, pad: int) -> Tensor:
 
 
 class ShortConv(nn.Module):
-    """y_t = silu(sum_s w_s x_(t - s)), s from 0 to size - 1, of tokens of the same document. No bias.
+    """y_t = silu(sum_s w_s x_(t - s) + b), s from 0 to size - 1, of tokens of the same document.
 
     weight: [channels * size], channel by channel, the newest token's factor last. It is kept as a vector
     because it is a filter for each channel and no matrix: optimisers neither decay nor orthogonalise it.
+    bias: [channels], or None.
     """
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, bias: bool = False) -> None:
         super().__init__()
         self.channels, self.size = channels, size
         self.weight = nn.Parameter(torch.empty(channels * size))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     @torch.no_grad()
     def start(self, generator: torch.Generator) -> None:
         """Uniform within 1 / sqrt(size), which keeps the size of what passes through."""
-        drawn = torch.empty(self.weight.shape, dtype=torch.float32, device=generator.device)
         bound = 1 / math.sqrt(self.size)
-        self.weight.copy_(drawn.uniform_(-bound, bound, generator=generator))
+        for parameter in self.parameters():
+            drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
+            parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
     def forward(self, x: Tensor, tail: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """x [B, T, channels] -> the same shape in fp32.
@@ -85,12 +88,15 @@ class ShortConv(nn.Module):
         if tail is not None:
             x = torch.cat((tail.to(x.dtype), x), dim=1)
             if x.shape[1] == self.size and places is None:  # one new token, as when text is generated
-                return F.silu((x * weight.mT).sum(1, keepdim=True))
+                return F.silu(self._shifted((x * weight.mT).sum(1, keepdim=True)))
         with torch.autocast(x.device.type, enabled=False):
             y: Tensor = _Filter.apply(x, weight, before if tail is None else 0)
             if places is not None:
                 y = self._restart(y, x, weight, places)
-            return F.silu(y)
+            return F.silu(self._shifted(y))
+
+    def _shifted(self, y: Tensor) -> Tensor:
+        return y if self.bias is None else y + single(self.bias)
 
     def _restart(self, y: Tensor, x: Tensor, weight: Tensor, places: Tensor) -> Tensor:
         """Works out anew the few places of y [B, T, channels] that looked beyond their document's start."""

@@ -5,8 +5,8 @@ rule."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.delta import delta_rule
 from ikirere.model.layers.mixer import Context, Linear, Mixer
 from ikirere.model.layers.norm import RMSNorm
+from ikirere.model.layers.recurrent import document_places, padding
 from ikirere.recipe import mixers as recipe
 
 _LENGTH_EPS = 1e-6  # added to the squared length of queries and keys, as fla's kernels do
@@ -81,8 +82,7 @@ class KimiDeltaAttention(Mixer):
     """
 
     settings = tuple(recipe.Kda.model_fields)
-    exact: ClassVar[tuple[str, ...]] = ("A_log", "dt_bias")
-    """Parameters that stay fp32."""
+    exact = ("A_log", "dt_bias")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
@@ -131,10 +131,9 @@ class KimiDeltaAttention(Mixer):
             memory = state.memory[step.rows]
             # A slice is a view, which is written below; autograd must not find it changed.
             memory = memory.clone() if torch.is_grad_enabled() else memory
-            if step.counts is not None:
-                padding = torch.arange(x.shape[1], device=x.device) >= step.counts.unsqueeze(1)
-                g = g.masked_fill(padding[:, :, None, None], 0.0)
-                beta = beta.masked_fill(padding.unsqueeze(-1), 0.0)
+            if (padded := padding(step, x.shape[1])) is not None:
+                g = g.masked_fill(padded[:, :, None, None], 0.0)
+                beta = beta.masked_fill(padded.unsqueeze(-1), 0.0)
         y, memory = delta_rule(q, k, v, g, beta, memory, begins, self.sizes.chunk)
         if state is not None and step is not None:
             state.memory[step.rows] = memory.detach()
@@ -149,28 +148,19 @@ class KimiDeltaAttention(Mixer):
         step = F.softplus(single(self.f_b_proj(self.f_a_proj(x))) + single(self.dt_bias))
         return step.unflatten(-1, (self.sizes.heads, -1)) * -single(self.A_log).exp().unsqueeze(-1)
 
+    @property
+    def masked(self) -> bool:
+        return False
+
+    @classmethod
+    def unbounded(cls, config: ModelConfig, settings: Mapping[str, Any]) -> bool:
+        return True
+
     @classmethod
     def new_state(
         cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> KdaState:
         return KdaState(batch, kda_sizes(config, config.mixers.get("kda", {})), dtype, device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KimiDeltaAttention:
-        kept = {name: getattr(self, name).data for name in self.exact}
-        super()._apply(fn, recurse)
-        for name, before in kept.items():
-            parameter = getattr(self, name)
-            if parameter.dtype.itemsize < before.dtype.itemsize:
-                parameter.data = before.to(parameter.device)
-        return self
-
-
-def document_places(document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where documents begin, bool [B, T], and each token's place within its own, LongTensor [B, T]."""
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    order = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)
-    return begins, order - torch.where(begins, order, 0).cummax(dim=1).values
 
 
 def unit(x: Tensor) -> Tensor:

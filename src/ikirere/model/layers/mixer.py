@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -92,8 +92,14 @@ class Mixer(nn.Module):
     """Names accepted below `model.mixers.<name>` of a recipe."""
     residual: ClassVar[tuple[str, ...]] = ("o_proj",)
     """Matrices that write into the residual stream; they start smaller."""
+    exact: ClassVar[tuple[str, ...]] = ()
+    """Parameters that stay fp32, also after `.to(bfloat16)`: decays, whose rounding would add up over every token."""
     turn: int = 0
     """Which of `context.turns` is this layer's; the decoder sets it."""
+    runs_as: ClassVar[tuple[str, ...]] = ()
+    """Names of other mixers as which its weights can also run, while training, without a cache."""
+    mode: str = ""
+    """As which mixer it runs: its own name or one of `runs_as`; the decoder sets it."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()
@@ -102,6 +108,22 @@ class Mixer(nn.Module):
     def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
         """The rotary positions that the layer uses; None for none."""
         return None
+
+    @classmethod
+    def rope_as(cls, mode: str, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
+        """The rotary positions that the layer uses as one of `runs_as`."""
+        return cls.rope(config, settings)
+
+    @property
+    def masked(self) -> bool:
+        """Whether it reads `context.mask`, whose size is the square of the length."""
+        return True
+
+    @classmethod
+    def unbounded(cls, config: ModelConfig, settings: Mapping[str, Any]) -> bool:
+        """Whether rows may grow past `max_position_embeddings`: no distance is ever larger than those of shorter rows,
+        and the memory of a row does not grow."""
+        return False
 
     def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
         raise TypeError(f"{type(self).__name__} mixes nothing; write its forward")
@@ -115,6 +137,15 @@ class Mixer(nn.Module):
     ) -> LayerState:
         """An empty memory for `batch` rows of at most `capacity` tokens."""
         raise TypeError(f"{cls.__name__} remembers nothing; write its new_state")
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        kept = {name: getattr(self, name).data for name in self.exact}
+        super()._apply(fn, recurse)
+        for name, before in kept.items():
+            parameter = getattr(self, name)
+            if parameter.dtype.itemsize < before.dtype.itemsize:
+                parameter.data = before.to(parameter.device)
+        return self
 
 
 def check_settings(

@@ -24,7 +24,8 @@ class RopeSpec:
 
     theta: base; None: the model's `rope_theta`, which phases may change. scaling: `yarn` (Peng et al. 2023, arXiv
     2309.00071, section 3) or `ntk` (base theta * factor^(D / (D - 2))). factor: new context over `original`, the
-    context in tokens before scaling.
+    context in tokens before scaling. last: positions may be of any size, and each is turned a second time as if it
+    were at most this one.
     """
 
     head_dim: int
@@ -32,6 +33,7 @@ class RopeSpec:
     scaling: str = "none"
     factor: float = 1.0
     original: int = 0
+    last: int | None = None
 
     def __post_init__(self) -> None:
         if self.scaling not in SCALINGS:
@@ -74,7 +76,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Rope(nn.Module):
-    """The table of turns for every position a model can have. It is derived, so never saved."""
+    """The table of turns for every position a model can have, derived and never saved; where the spec sets no bound to
+    positions there is none, and turns are worked out for each pass."""
 
     cos: Tensor
     sin: Tensor
@@ -85,21 +88,31 @@ class Rope(nn.Module):
         self.register_buffer("cos", torch.empty(0), persistent=False)
         self.register_buffer("sin", torch.empty(0), persistent=False)
         self.theta = theta if spec.theta is None else spec.theta
-        self._fill()
+        self.fill()
 
     def set_theta(self, theta: float) -> None:
         """Rebuilds the table for another base of the model; a base of the spec's own stays."""
         if self.spec.theta is None:
             self.theta = theta
-            self._fill()
+            self.fill()
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """positions [B, T] -> what `rotate` takes for [B, T, heads, head_dim]: (cos, cos) and (-sin, sin), each
-        fp32 [B, T, 1, head_dim]."""
-        cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+        fp32 [B, T, 1, head_dim]; with `last` [B, T, 2, head_dim], the second as if positions were at most that."""
+        if self.spec.last is None:
+            cos, sin = self.cos[positions].unsqueeze(-2), self.sin[positions].unsqueeze(-2)
+        else:
+            both = torch.stack((positions, positions.clamp_max(self.spec.last)), dim=-1)
+            frequencies, scale = self.spec.frequencies(self.theta, positions.device)
+            # fp64: at a million tokens fp32 would be off by a hundredth of a turn.
+            angle = both.double().unsqueeze(-1) * frequencies.double()
+            cos, sin = (angle.cos() * scale).float(), (angle.sin() * scale).float()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
-    def _fill(self) -> None:
+    def fill(self) -> None:
+        """Works the table out anew, where there is one."""
+        if self.spec.last is not None:
+            return
         if (
             self.cos.is_meta
         ):  # shapes only: arithmetic on the meta device makes torch load its compiler, seconds
@@ -113,5 +126,5 @@ class Rope(nn.Module):
         before = self.cos
         super()._apply(fn, recurse)
         if self.cos.dtype != torch.float32 or (before.is_meta and not self.cos.is_meta):
-            self._fill()
+            self.fill()
         return self

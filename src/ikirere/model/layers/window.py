@@ -1,6 +1,12 @@
 """Causal attention over the last tokens only, with first tokens that stay visible (Beltagy et al. 2020, arXiv
 2004.05150; sinks: Xiao et al. 2023, arXiv 2309.17453, section 3).
 
+Sinks may keep their positions or be renumbered (Xiao et al., section 3.2: positions are places in the cache). A cache
+that is full holds the sinks at places 0 to sinks - 1 and the window behind them, its newest token at sinks + window - 1.
+So with `sink_positions: renumbered` the distance from the query at place i to sink j is min(i, sinks + window - 1) - j,
+to all else the ordinary one, and none is ever larger than sinks + window - 1. Training computes the same. As only
+relative distance counts in RoPE, keys stay as they are, and a query that meets sinks is turned a second time.
+
 Memory is linear in length: queries are taken in blocks, each over the keys that its window reaches. A row's state is
 a ring of `window` tokens and the sinks, however long the row grows.
 """
@@ -8,15 +14,19 @@ a ring of `window` tokens and the sinks, however long the row grows.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, attend
+from ikirere.model.layers.conv import single
 from ikirere.model.layers.mixer import Context, Step
+from ikirere.model.layers.rope import RopeSpec, rotate
 
 _BLOCK = 128
 """Fewest queries of a block: smaller ones cost more in calls than they save."""
@@ -90,29 +100,65 @@ class WindowState:
 class WindowAttention(Attention):
     """Token i sees token j of its document when i - window < j <= i, or j is one of the document's first `sinks`."""
 
-    settings = ("window", "sinks", *Attention.settings)
+    settings = ("window", "sinks", "sink_positions", *Attention.settings)
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         self.window, self.sinks = window_of(settings)
+        self.renumbered = self.turned and renumbered(settings)
+
+    @classmethod
+    def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
+        spec = super().rope(config, settings)
+        return replace(spec, last=sum(window_of(settings)) - 1) if spec and renumbered(settings) else spec
+
+    @classmethod
+    def unbounded(cls, config: ModelConfig, settings: Mapping[str, Any]) -> bool:
+        fits = sum(window_of(settings)) <= config.max_position_embeddings
+        return not settings.get("rope", True) or (renumbered(settings) and fits)
+
+    @property
+    def masked(self) -> bool:
+        return False
+
+    def project_twice(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """As `project`, and the queries as they meet sinks where that differs, [B, heads, T, head_dim]."""
+        if not self.renumbered:
+            return *self.project(x, context), None
+        q, k, v = self.heads_of(x)
+        cos, sin = context.turns[self.turn]
+        far = rotate(q, cos[:, :, 1:], sin[:, :, 1:]).transpose(1, 2) if self.sinks else None
+        q, k = (rotate(t, cos[:, :, :1], sin[:, :, :1]) for t in (q, k))
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), far
 
     def forward(self, x: Tensor, context: Context, state: WindowState | None = None) -> Tensor:
-        q, k, v = self.project(x, context)
+        q, k, v, far = self.project_twice(x, context)
         if state is None or context.step is None:
             y = window_attend(
-                q, k, v, context.positions, context.document_ids, self.window, self.sinks, self.sink_logits
+                q,
+                k,
+                v,
+                context.positions,
+                context.document_ids,
+                self.window,
+                self.sinks,
+                self.sink_logits,
+                far,
             )
             return self.o_proj(y.flatten(2))
         step = context.step
         keys, values, places = state.held(step)
         new = step.starts[:, None] + torch.arange(q.shape[2], device=q.device)
+        far = far if step.end > self.window else None
         y = self._continue(
-            q, torch.cat((keys.to(k.dtype), k), 2), torch.cat((values.to(v.dtype), v), 2), places, new
+            q, torch.cat((keys.to(k.dtype), k), 2), torch.cat((values.to(v.dtype), v), 2), places, new, far
         )
         state.store(k, v, step)
         return self.o_proj(y.flatten(2))
 
-    def _continue(self, q: Tensor, k: Tensor, v: Tensor, held: Tensor, new: Tensor) -> Tensor:
+    def _continue(
+        self, q: Tensor, k: Tensor, v: Tensor, held: Tensor, new: Tensor, far: Tensor | None
+    ) -> Tensor:
         """Queries at places `new` [B, T] over held and new keys. Padding on the right is behind every real query."""
         places = torch.cat((held, new), dim=1)
         done = []
@@ -130,9 +176,11 @@ class WindowAttention(Attention):
             )
             at, here = places[:, chosen][:, None, None], new[:, None, begin:end, None]
             seen = (at >= 0) & (at <= here) & ((here - at < self.window) | (at < self.sinks))
-            done.append(
-                attend(q[:, :, begin:end], k[:, :, chosen], v[:, :, chosen], seen, False, self.sink_logits)
-            )
+            block = (q[:, :, begin:end], k[:, :, chosen], v[:, :, chosen])
+            if far is not None:
+                block = meeting_sinks(*block, far[:, :, begin:end], seen[:, 0], places[:, chosen], self.sinks)
+            y = attend(*block, seen, False, self.sink_logits)
+            done.append(y[..., : self.head_dim])
         return torch.cat(done, dim=1)
 
     @classmethod
@@ -155,6 +203,14 @@ def window_of(settings: Mapping[str, Any]) -> tuple[int, int]:
     return window, sinks
 
 
+def renumbered(settings: Mapping[str, Any]) -> bool:
+    """Whether sinks are. Raises UserError for another word than kept or renumbered."""
+    word = settings.get("sink_positions", "kept")
+    if word not in ("kept", "renumbered"):
+        raise UserError(f"model.mixers.window.sink_positions {word!r}: accepted are kept, renumbered")
+    return bool(word == "renumbered")
+
+
 def window_attend(
     q: Tensor,
     k: Tensor,
@@ -164,13 +220,16 @@ def window_attend(
     window: int,
     sinks: int = 0,
     sink_logits: Tensor | None = None,
+    far: Tensor | None = None,
 ) -> Tensor:
     """Windowed attention over whole rows. q [B, heads, T, Dh], k and v [B, kv_heads, T, Dh] -> [B, T, heads, Dh].
 
     positions, document_ids: LongTensor [B, T] as in `Context`; a document's first tokens are those at positions below
-    `sinks`. Time is that of T * (window + sinks of the row) products, memory that of one block of queries.
+    `sinks`. far: q as it meets sinks, where that differs. Time is that of T * (window + sinks of the row) products,
+    memory that of one block of queries.
     """
-    length, size = q.shape[2], max(_BLOCK, window)
+    length, head_dim, size = q.shape[2], q.shape[3], max(_BLOCK, window)
+    far = far if length > window else None
     order = torch.arange(length, device=q.device)
     first = (positions < sinks).any(dim=0).nonzero()[:, 0] if sinks else order[:0]
     done = []
@@ -186,7 +245,45 @@ def window_attend(
         if document_ids is not None:
             seen = seen & (document_ids[:, begin:end, None] == document_ids[:, None, chosen])
         part = slice(low, end) if len(chosen) == end - low else chosen
-        done.append(
-            attend(q[:, :, begin:end], k[:, :, part], v[:, :, part], seen[:, None], False, sink_logits)
-        )
+        block = (q[:, :, begin:end], k[:, :, part], v[:, :, part])
+        if far is not None:
+            block = meeting_sinks(*block, far[:, :, begin:end], seen, positions[:, chosen], sinks)
+        y = attend(*block, seen[:, None], False, sink_logits)
+        done.append(y[..., :head_dim])
     return torch.cat(done, dim=1) if len(done) > 1 else done[0]
+
+
+def meeting_sinks(
+    q: Tensor, k: Tensor, v: Tensor, far: Tensor, seen: Tensor, places: Tensor, sinks: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Wider queries, keys and values of which plain attention gives, in its first head_dim columns, attention in which
+    sinks meet `far` and all other keys `q`.
+
+    q, far: [B, heads, T, head_dim]. k, v: [B, kv_heads, S, head_dim]. seen: bool [B, T, S], with at most one sink of
+    each place for a query. places: LongTensor [B, S], those below `sinks` (and not -1) are sinks.
+
+    A query gets a coordinate per sink which holds its product with that sink and which only that key reads. So one
+    softmax covers all, every kernel for plain attention computes it, and gradients follow by themselves.
+    """
+    batch, heads, length, head_dim = q.shape
+    shared, held = k.shape[1:3]
+    sink = ((places >= 0) & (places < sinks)).expand(batch, held)
+    columns = sink.any(0).nonzero()[:, 0]
+    reader = F.one_hot(places.expand(batch, held).clamp(0, sinks - 1), sinks) * sink.unsqueeze(-1)
+    with torch.autocast(q.device.type, enabled=False):
+        products = single(far).reshape(batch, shared, -1, head_dim) @ single(k[:, :, columns]).mT
+        products = products.view(batch, heads, length, len(columns))
+        hidden = ~seen[:, None, :, columns] | ~sink[:, None, None, columns]
+        products = products.masked_fill(hidden, 0.0) @ reader[:, None, columns].to(products.dtype)
+        # Beside half-precision queries a product goes in two parts: one alone would round it to three digits.
+        parts = 1 if q.dtype == products.dtype else 2
+        width = -(-(head_dim + parts * sinks) // 8) * 8  # what kernels like
+        grown = (width / head_dim) ** 0.5  # attention divides by the root of the wider width
+        first = (products * grown).to(q.dtype)
+        rest = (products * grown - first.to(products.dtype)).to(q.dtype)
+    coordinates = (first, rest)[:parts]
+    readers = (reader.to(k.dtype).unsqueeze(1).expand(-1, shared, -1, -1),) * parts
+    spare = width - head_dim - parts * sinks
+    q = F.pad(torch.cat((q * grown, *coordinates), dim=-1), (0, spare))
+    k = F.pad(torch.cat((k.masked_fill(sink[:, None, :, None], 0.0), *readers), dim=-1), (0, spare))
+    return q, k, F.pad(v, (0, width - head_dim))

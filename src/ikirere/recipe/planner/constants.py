@@ -38,6 +38,22 @@ KDA_COPIES = 22
 KDA_SQUARES = 4
 KDA_PER_HEAD = 5
 
+# Hybrid attention keeps of each token and key-value head: logit and weight in its block's summary; of each token
+# three numbers that say where its window begins and which blocks lie before it. Counted the same way.
+HYBRID_PER_KEY_HEAD = 2
+HYBRID_PER_TOKEN = 3
+
+# Scalar decays keep one square per head and a state per head and chunk, and of each token: Mamba-2 inner widths beside
+# its projection and convolution's input (output of the convolution, what is written, read, gated and normed), keys and
+# queries of each group, scales per head; retention values likewise, two keys and scales. Counted over 12 shapes
+# (largest error 1%, rows of whole chunks). Packed rows add where documents begin.
+MAMBA2_COPIES = 10
+MAMBA2_STATE_COPIES = 6
+MAMBA2_PER_HEAD = 5
+RETENTION_VALUE_COPIES = 6
+RETENTION_PER_HEAD = 4
+DOCUMENT_PLACES = 2
+
 # Resident size of a Python process that has imported torch with distributed checkpoints, pyarrow, tokenizers,
 # transformers' configuration and rich, before any work: `resource.getrusage` on Linux, 331 MiB.
 CPU_PROCESS = 331 * MB

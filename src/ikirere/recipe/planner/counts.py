@@ -1,6 +1,6 @@
 """Parameters of a model, counted by formula.
 
-Full attention equals `ikirere.model.decoder.Decoder` exactly (tested on the meta device). Mixers that are
+What is built equals `ikirere.model.build.build_model` exactly (tested on the meta device). Mixers that are
 counted here before they are built are marked so in the plan.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ikirere.recipe.ffns import Moe
-from ikirere.recipe.mixers import Full, Kda, Mla, layers
+from ikirere.recipe.mixers import Full, Kda, Mamba2, Mla, Mlp, Recursive, Retention, layers
 from ikirere.recipe.schema import Model
 
-BUILT = frozenset({"full", "window", "kda", "mla"})
+BUILT = frozenset({"full", "window", "hybrid", "kda", "mla", "mlp", "recursive", "mamba2", "retention"})
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,43 @@ def _mla(m: Model) -> tuple[int, int]:
     return queries + keys_values + heads * s.value * d, s.rank + s.query_rank
 
 
+def _mlp(m: Model) -> tuple[int, int]:
+    """The network over positions of TRM-MLP (arXiv 2510.04871, section 4.5)."""
+    settings, recursive = m.mixer("mlp"), m.mixer("recursive")
+    assert isinstance(settings, Mlp) and isinstance(recursive, Recursive)
+    positions = m.max_position_embeddings + recursive.puzzle_tokens
+    return 3 * positions * settings.width(positions), 0
+
+
+def _mamba2(m: Model) -> tuple[int, int]:
+    """Mamba-2 (arXiv 2405.21060, section 7.1)."""
+    settings = m.mixer("mamba2")
+    assert isinstance(settings, Mamba2)
+    s = settings.sizes(m.hidden_size)
+    matrices = m.hidden_size * (2 * s.width + s.channels + s.heads)
+    return matrices, s.channels * (s.conv_size + 1) + 3 * s.heads + s.width
+
+
+def _retention(m: Model) -> tuple[int, int]:
+    """Retention (arXiv 2307.08621, section 2.2)."""
+    settings = m.mixer("retention")
+    assert isinstance(settings, Retention)
+    s = settings.sizes(m.num_attention_heads, m.head_size)
+    return m.hidden_size * s.heads * (2 * s.key + 3 * s.value), s.value
+
+
 def mixer_parameters(m: Model, name: str) -> tuple[int, int]:
     """(2-D weights, other weights) of one mixer."""
     if name == "kda":
         return _kda(m)
     if name == "mla":
         return _mla(m)
+    if name == "mlp":
+        return _mlp(m)
+    if name == "mamba2":
+        return _mamba2(m)
+    if name == "retention":
+        return _retention(m)
     matrices, vectors = _attention(m)
     if isinstance(settings := m.mixer(name), Full) and settings.learned_sinks:
         vectors += m.num_attention_heads
@@ -108,6 +139,10 @@ def count(m: Model, patterns: tuple[str, ...] = ()) -> Counts:
     final = m.hidden_size + 1 if recursive else m.hidden_size  # halting head, or the last norm
     table = m.vocab_size * m.hidden_size
     embedding = table if m.tie_word_embeddings else 2 * table
+    if recursive:
+        settings = m.mixer("recursive")
+        assert isinstance(settings, Recursive)
+        embedding += settings.puzzles * m.hidden_size
     used = {*names, *(name for p in extra for name in p), *(("recursive",) if recursive else ())}
     return Counts(
         total=embedding + matrices + vectors + final,

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Hybrid, Kda, Mla, Recursive, Window, layers
-from ikirere.recipe.planner.counts import count
+from ikirere.recipe.mixers import Hybrid, Kda, Mamba2, Mla, Recursive, Retention, Window, layers
+from ikirere.recipe.planner.counts import count, mixer_parameters
 from ikirere.recipe.schema import Model, Recipe
 
 FORWARD, BACKWARD = 1, 2
@@ -23,6 +23,17 @@ def mean_context(length: int, window: int | None = None) -> float:
     return window - window * (window - 1) / (2 * length)
 
 
+def mean_blocks(length: int, chunk: int, stride: int, most: int | None = None) -> float:
+    """Mean number of blocks of `stride` tokens before a token's window of `chunk`, each token's cut at `most`."""
+    beyond = max(
+        0, length - chunk + 1
+    )  # tokens whose windows begin later than the sequence, the first one's too
+    whole, rest = divmod(beyond, stride)
+    if most is not None and whole > most:
+        return (stride * most * (most - 1) / 2 + most * (beyond - stride * most)) / length
+    return (stride * whole * (whole - 1) / 2 + whole * rest) / length
+
+
 def mixer_forward(m: Model, name: str, length: int) -> float:
     """Operations per token of the mixing itself (projections are matrix weights and counted there)."""
     if name == "kda":
@@ -31,6 +42,17 @@ def mixer_forward(m: Model, name: str, length: int) -> float:
         heads = k.num_heads or m.num_attention_heads
         # Decay, read (S^T k), write (outer product) and output (S^T q) touch dk * dv state entries each.
         return 7.0 * heads * k.head_dim * k.head_dim
+    # Decay, write and output of states that have one decay per head and correct nothing.
+    if name == "mamba2":
+        state = m.mixer("mamba2")
+        assert isinstance(state, Mamba2)
+        inner = state.sizes(m.hidden_size)
+        return 5.0 * inner.width * inner.state
+    if name == "retention":
+        kept = m.mixer("retention")
+        assert isinstance(kept, Retention)
+        r = kept.sizes(m.num_attention_heads, m.head_size)
+        return 5.0 * r.heads * r.key * r.value
     seen = mean_context(length)
     if name == "mla":
         latent = m.mixer("mla")
@@ -44,21 +66,40 @@ def mixer_forward(m: Model, name: str, length: int) -> float:
     elif name == "hybrid":
         h = m.mixer("hybrid")
         assert isinstance(h, Hybrid)
-        summaries = mean_context(length) / h.global_stride
-        chosen = min(h.top_k * h.global_stride, max(0.0, mean_context(length) - h.local_chunk))
-        seen = min(seen, mean_context(length, h.local_chunk) + summaries + chosen)
+        summaries = mean_blocks(length, h.local_chunk, h.global_stride)
+        chosen = mean_blocks(length, h.local_chunk, h.global_stride, h.top_k)
+        # The window reaches back to a block's beginning. Summaries are read, and asked once per group of heads.
+        seen += summaries + h.global_stride * (chosen - summaries)
+        asked = 2.0 * m.num_key_value_heads * m.head_size * summaries
+        return 4.0 * m.num_attention_heads * m.head_size * seen + asked
     return 4.0 * m.num_attention_heads * m.head_size * seen  # scores, and the weighted sum of values
 
 
 def forward_per_token(m: Model, length: int, pattern: str | None = None) -> float:
     """Operations of one forward pass per token, at sequences of `length` tokens."""
     names = layers(pattern, m.num_hidden_layers) if pattern else m.layers
-    mixing = sum(mixer_forward(m, name, length) for name in names)
-    once = 2.0 * count(m).matmul + mixing
     if m.family == "recursive":
         r = m.mixer("recursive")
         assert isinstance(r, Recursive)
-        return once * r.cycles * (r.inner_updates + 1) * r.supervision_steps
+        return _core_forward(m, length, names, r) * r.cycles * (r.inner_updates + 1) * r.supervision_steps
+    mixing = sum(mixer_forward(m, name, length) for name in names)
+    return 2.0 * count(m).matmul + mixing
+
+
+def _core_forward(m: Model, length: int, names: tuple[str, ...], r: Recursive) -> float:
+    """Operations per token of one call of a recursive core, which sees both ways: attention reads the whole square, and
+    KDA runs twice. The head runs once per supervision step and counts in every call, which is a bound."""
+    once = 2.0 * count(m).matmul
+    for name in names:
+        matrices, _ = mixer_parameters(m, name)
+        if name == "kda":
+            again = mixer_forward(m, name, length)
+            once += 2 * again + 2.0 * matrices if r.bidirectional else again
+        elif name == "mlp":  # a position's share of products over positions, made for every channel
+            positions = m.max_position_embeddings + r.puzzle_tokens
+            once += 2.0 * matrices * (m.hidden_size / positions - 1)
+        else:
+            once += 4.0 * m.num_attention_heads * m.head_size * length
     return once
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Kda, Mla, Window, layers
+from ikirere.recipe.mixers import Hybrid, Kda, Mamba2, Mla, Recursive, Retention, Window, layers
 from ikirere.recipe.planner import constants as c
 from ikirere.recipe.planner.counts import Counts, count
+from ikirere.recipe.planner.flops import mean_blocks
 from ikirere.recipe.planner.hardware import Device
 from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.sections import Optimizer, Training
@@ -83,10 +84,34 @@ def layer_elements(m: Model, name: str, length: int, packed: bool) -> tuple[floa
         inner += heads * (3 * widest + (key + s.value if s.value < key else s.nope + s.value))
         inner += s.rank + s.shared + 2 * s.query_rank
         return norms, inner
+    if name == "mamba2":
+        mamba = m.mixer("mamba2")
+        assert isinstance(mamba, Mamba2)
+        w = mamba.sizes(m.hidden_size)
+        norms += c.MAMBA2_COPIES * w.width + w.heads * (c.MAMBA2_PER_HEAD + w.chunk) + w.groups
+        norms += c.MAMBA2_STATE_COPIES * w.groups * w.state + w.width * w.state / w.chunk
+        norms += (w.width if w.groups > 1 else 0) + (c.DOCUMENT_PLACES if packed else 0)
+        return norms, inner + w.width + w.channels + w.heads
+    if name == "retention":
+        retention = m.mixer("retention")
+        assert isinstance(retention, Retention)
+        t = retention.sizes(heads, m.head_size)
+        norms += t.heads * (c.RETENTION_VALUE_COPIES * t.value + 2 * t.key + c.RETENTION_PER_HEAD + t.chunk)
+        norms += t.heads * t.key * t.value / t.chunk + (c.DOCUMENT_PLACES if packed else 0)
+        return norms, inner + 2 * t.heads * t.value
     inner += c.QUERY_COPIES * q + c.KEY_VALUE_COPIES * kv
     norms += c.PER_HEAD * heads
     if m.qk_norm:
         norms += c.QK_NORM_COPIES * (q + kv) + heads + m.num_key_value_heads
+    if name == "hybrid":
+        h = m.mixer("hybrid")
+        assert isinstance(h, Hybrid)
+        # Keys before they are turned; summaries. Logits, their weights, logarithms; who chose which block; where each
+        # token looks. No mask: documents are told by numbers.
+        inner += kv + 2 * kv / h.global_stride
+        norms += c.HYBRID_PER_KEY_HEAD * m.num_key_value_heads + c.HYBRID_PER_TOKEN
+        blocks = mean_blocks(length, h.local_chunk, h.global_stride, h.top_k)
+        return norms + m.num_key_value_heads * blocks, inner
     if packed:
         norms += c.MASK_PER_PAIR * length
     return norms, inner
@@ -123,6 +148,18 @@ def _weights(counts: Counts, precision: str) -> float:
     return counts.total * (c.FP32 + {"fp32": 0, "fp8": c.FP8}.get(precision, c.HALF))
 
 
+def _reversed(m: Model, length: int, precision: str, packed: bool) -> float:
+    """Bytes per token that KDA layers keep of their second direction, what is not theirs taken out."""
+    half = c.FP32 if precision == "fp32" else c.HALF
+    inner, norms = c.FEED_FORWARD_COPIES * m.intermediate_size, c.NORM_PER_HIDDEN * m.hidden_size
+    total = 0.0
+    for name in m.layers:
+        if name == "kda":
+            single, working = layer_elements(m, name, length, packed)
+            total += c.FP32 * (single - norms) + half * (working - inner)
+    return total
+
+
 def _training(
     recipe: Recipe,
     device: Device,
@@ -149,11 +186,18 @@ def _training(
         training.activation_checkpointing,
         packed,
     )
-    if recursive:  # only the last cycle keeps a graph: n+1 calls of the core
+    kept = 0.0
+    if recursive:  # only the last cycle keeps a graph: n+1 calls of the core, in which KDA runs both ways
         settings = recipe.model.mixer("recursive")
-        activations *= getattr(settings, "inner_updates", 1) + 1
+        assert isinstance(settings, Recursive)
+        if settings.bidirectional:
+            activations += _reversed(recipe.model, length, precision, packed) * tokens
+        activations *= settings.inner_updates + 1
+        # The average of the weights, and y and z of every row that is carried.
+        places = sequences * (length + settings.puzzle_tokens)
+        kept = c.FP32 * (counts.total + 2 * places * recipe.model.hidden_size)
     parts = {
-        "weights": _weights(counts, precision) / share,
+        "weights": _weights(counts, precision) / share + kept,
         "gradients": counts.total * c.FP32 / share,
         "optimizer": optimizer_bytes(counts, training.optimizer) / share,
         "activations": activations,
@@ -202,8 +246,9 @@ def training_memory(recipe: Recipe, device: Device) -> list[Memory]:
 
 
 def cache_memory(recipe: Recipe) -> Cache:
-    """Keys and values at the served context. Windows keep their window, latent attention its latents, KDA a fixed
-    fp32 state."""
+    """Keys and values at the served context. Windows keep their window, latent attention its latents, hybrid
+    attention summaries and the logits of one block too, KDA, Mamba-2 and
+    retention a fixed fp32 state."""
     m, serve = recipe.model, recipe.serve
     context = serve.context or m.max_position_embeddings
     width = 2 * m.num_key_value_heads * m.head_size * serve.kv_cache_bits / 8
@@ -215,6 +260,16 @@ def cache_memory(recipe: Recipe) -> Cache:
             heads = k.num_heads or m.num_attention_heads
             state = heads * k.head_dim * k.head_dim + 3 * heads * k.head_dim * (k.conv_size - 1)
             total += state * c.FP32
+        elif name == "mamba2":
+            mamba = m.mixer("mamba2")
+            assert isinstance(mamba, Mamba2)
+            s2 = mamba.sizes(m.hidden_size)
+            total += (s2.width * s2.state + s2.channels * (s2.conv_size - 1)) * c.FP32
+        elif name == "retention":
+            retention = m.mixer("retention")
+            assert isinstance(retention, Retention)
+            r = retention.sizes(m.num_attention_heads, m.head_size)
+            total += r.heads * r.key * r.value * c.FP32
         elif name == "mla":
             latent = m.mixer("mla")
             assert isinstance(latent, Mla)
@@ -224,6 +279,11 @@ def cache_memory(recipe: Recipe) -> Cache:
             w = m.mixer("window")
             assert isinstance(w, Window)
             total += width * min(context, w.window + w.sinks)
+        elif name == "hybrid":
+            h = m.mixer("hybrid")
+            assert isinstance(h, Hybrid)
+            total += width * (context + -(-context // h.global_stride))
+            total += m.num_key_value_heads * min(h.global_stride, context) * c.FP32
         else:
             total += width * context
     return Cache(context, serve.kv_cache_bits, total, serve.slots)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
-from ikirere.recipe.mixers import period
+from ikirere.recipe.mixers import Mamba2, period
 from ikirere.recipe.rehearse.changes import Draft
 from ikirere.recipe.schema import Model, Recipe
 
@@ -14,7 +15,10 @@ PLAIN_LAYERS = 4  # depth where the pattern is one mixer
 PERIODS = 2  # of a longer pattern, where the model has so many
 WIDE_HEAD, NARROW_HEAD = 32, 16  # head size with fewer than 8 heads, and with more
 MULTIPLE = 16  # widths are rounded to it
+STATE = 16  # of a state space
 VOCABULARY = 2048  # ids, special tokens and bytes included
+# Calls of a recursive core, at most: two cycles keep one without gradient before the one with.
+RECURSION = {"inner_updates": 1, "cycles": 2, "supervision_steps": 3, "puzzle_tokens": 4}
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,8 @@ def shrink_model(draft: Draft, recipe: Recipe, vocabulary: int, positions: int, 
         "model.intermediate_size", s.intermediate, f"{m.intermediate_size / m.hidden_size:.3g} x hidden stays"
     )
     draft.set("model.num_hidden_layers", s.layers, f"pattern '{m.layer_pattern}' repeated as far as it fits")
+    if any("mamba2" in period(p) for p in (m.layer_pattern, *patterns)):
+        _shrink_mamba2(draft, m, s)
 
 
 def _shrink_mixers(draft: Draft, m: Model, s: Shape, length_ratio: float) -> None:
@@ -76,12 +82,45 @@ def _shrink_mixers(draft: Draft, m: Model, s: Shape, length_ratio: float) -> Non
         new: dict[str, Any] = {}
         if name == "kda":
             new = {"head_dim": s.head_dim, "gate_rank": s.head_dim, "chunk_size": 16}
+        elif name == "retention":
+            new = {
+                "head_dim": s.head_dim,
+                "value_head_dim": 2 * s.head_dim,
+                "num_heads": s.heads,
+                "chunk_size": 16,
+            }
+        if name == "recursive":
+            few = {key: min(value, values[key]) for key, value in RECURSION.items() if key in values}
+            for key, value in few.items():
+                draft.set(f"model.mixers.{name}.{key}", value, "few calls of the core")
         for key in lengths.get(name, ()):
             if values.get(key):
                 new[key] = scaled(values[key])
         for key, value in new.items():
             if key in values:
                 draft.set(f"model.mixers.{name}.{key}", value, "in proportion to heads and lengths")
+
+
+def _shrink_mamba2(draft: Draft, m: Model, s: Shape) -> None:
+    """Heads must fill the new inner width and groups divide the heads, so defaults are written out too."""
+    settings = m.mixer("mamba2")
+    assert isinstance(settings, Mamba2)
+    before = settings.sizes(m.hidden_size)
+    inner = max(MULTIPLE, round(before.width / m.hidden_size * s.hidden / MULTIPLE) * MULTIPLE)
+    head_dim = math.gcd(inner, s.head_dim)
+    heads = inner // head_dim
+    new = {
+        "head_dim": head_dim,
+        "state_size": min(before.state, STATE),
+        "n_groups": math.gcd(before.groups, heads),
+        "chunk_size": min(before.chunk, 16),
+    }
+    if settings.num_heads:
+        new["num_heads"] = heads
+    values = draft.values["model"]["mixers"].setdefault("mamba2", {})
+    for key, value in new.items():
+        values.setdefault(key, getattr(settings, key))
+        draft.set(f"model.mixers.mamba2.{key}", value, "in proportion to heads and lengths")
 
 
 def width_ratio(before: Model, after: Model) -> float:

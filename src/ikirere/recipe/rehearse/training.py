@@ -88,7 +88,9 @@ def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) 
     for i, milestone in enumerate(p.milestones):
         moved = move_step(milestone.step, parts, steps)
         draft.set(f"pretrain.milestones.{i}.step", moved, "the same share of the same phase")
-    draft.set("pretrain.evaluate_bytes", min(p.evaluate_bytes, EVALUATE_BYTES), "little text")
+    # A recursive model is run many times over for one answer.
+    text = EVALUATE_BYTES // (4 if model.family == "recursive" else 1)
+    draft.set("pretrain.evaluate_bytes", min(p.evaluate_bytes, text), "little text")
     if p.evaluate_every and p.milestones:
         draft.set(
             "pretrain.evaluate_every", None, "milestones measure the same, and measuring takes its time"
@@ -96,6 +98,12 @@ def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) 
     elif p.evaluate_every:
         every = max(round(p.evaluate_every / p.steps * sum(steps)), sum(steps) // 2, 1)
         draft.set("pretrain.evaluate_every", every, "the same share of the steps, twice at most")
+    if "ema" in model.mixers.get("recursive", {}):
+        before = model.mixers["recursive"]["ema"]
+        ema = round(max(0.0, 1 - (1 - before) * p.steps / sum(steps)), 4)
+        draft.set(
+            "model.mixers.recursive.ema", ema, "the average reaches back over the same share of the steps"
+        )
     _shrink_common(draft, "pretrain", p, p.steps, sum(steps), width_ratio(recipe.model, model))
 
 

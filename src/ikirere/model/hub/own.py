@@ -1,0 +1,75 @@
+"""Models that no public class can hold: a folder of our own, opened by `hub.load_pretrained`, and by transformers with
+the classes in `hub.auto`.
+
+config.json holds the whole `ModelConfig` under the key `ikirere`; weights lie under our names behind `model.`. The
+folder also holds a file of two lines that transformers reads with `trust_remote_code=True`; it needs this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ikirere.errors import UserError
+from ikirere.model.config import ModelConfig
+from ikirere.model.hub.formats import Weight, same
+
+REMOTE = "modeling_ikirere.py"
+REMOTE_TEXT = '''"""Opens this folder in transformers; the package `ikirere` must be installed."""
+from ikirere.model.hub.auto import IkirereConfig, IkirereForCausalLM, IkirereForMaskedLM
+'''
+PREFIX = "model."
+
+
+class Own:
+    """`IkirereForCausalLM` for decoders, `IkirereForMaskedLM` for recursive models, which see both ways."""
+
+    model_type = "ikirere"
+
+    def __init__(self, family: str, architecture: str, auto: str) -> None:
+        self.family, self.architecture, self.auto = family, architecture, auto
+
+    def refuses(self, config: ModelConfig) -> str | None:
+        if config.family != self.family:
+            return f"model.family {config.family!r}: {self.family!r} is needed"
+        return None
+
+    def to_hub(self, config: ModelConfig) -> dict[str, Any]:
+        module = REMOTE.removesuffix(".py")
+        classes = {"AutoConfig": "IkirereConfig", self.auto: self.architecture}
+        return {
+            "ikirere": config.to_dict(),
+            "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items()},
+        }
+
+    def from_hub(self, path: Path, values: Mapping[str, Any]) -> ModelConfig:
+        held = values.get("ikirere")
+        if not isinstance(held, dict):
+            raise UserError(
+                f"{path}: the key ikirere is {held!r}; a mapping with the model's shape is needed"
+            )
+        return ModelConfig.from_dict(held)
+
+    def weights(self, config: ModelConfig) -> list[Weight]:
+        from ikirere.model.build import on_meta
+
+        return [same(name, PREFIX + name) for name in on_meta(config).state_dict()]
+
+
+OWN = (
+    Own("decoder", "IkirereForCausalLM", "AutoModelForCausalLM"),
+    Own("recursive", "IkirereForMaskedLM", "AutoModelForMaskedLM"),
+)
+
+
+def save_own(model: Any, folder: Path, extra_config: dict[str, Any] | None = None) -> None:
+    from ikirere.model.hub.folder import save_pretrained
+
+    save_pretrained(model, folder, extra_config)
+
+
+def load_own(folder: Path) -> Any:
+    from ikirere.model.hub.folder import load_model
+
+    return load_model(folder)
