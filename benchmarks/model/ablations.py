@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None, measure: Any = alone) -> None:
     made = parser(__doc__)
     made.add_argument("--length", type=int, default=128)
     made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--steps", type=int, default=300)
+    made.add_argument("--steps", type=int, default=150)
     made.add_argument("--lr", type=float, default=3e-3)
     made.add_argument("--rows", type=int, default=256, help="held-out windows")
     args = made.parse_args(argv)

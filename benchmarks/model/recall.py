@@ -39,10 +39,7 @@ KEYS, VALUES, FILLERS = 16, 16, 4
 FUSED = KEYS + VALUES + FILLERS  # the first of KEYS * VALUES tokens that are a pair each
 WIDTH, HEADS = 64, 4
 TIMES = (1, 2, 4)
-FIRST, MIXED = (
-    0.45,
-    0.65,
-)  # shares of the steps after which real pairs come in, and after which there are no others
+FIRST, MIXED = 0.45, 0.65  # shares of the steps: until then only fused pairs, and until then some
 TASKS = {
     "needle": "One needle",
     "needles": "{pairs} needles",
@@ -54,26 +51,31 @@ class Arm(NamedTuple):
     pattern: str
     mixers: dict[str, dict[str, Any]]
     layers: int = 2
+    share: float = 1.0  # of --steps; what learns the stages sooner, or never, gets fewer
     stretched: str = ""  # the mixer whose RoPE is stretched by YaRN after training, for a second row
 
 
-NOPE = {"full": {"rope": False}}
+WINDOW: dict[str, dict[str, Any]] = {"window": {"window": 8}}
+NOPE: dict[str, dict[str, Any]] = {"full": {"rope": False}}
+KDA: dict[str, dict[str, Any]] = {"kda": {"head_dim": 16, "chunk_size": 32}}
+HYBRID: dict[str, dict[str, Any]] = {
+    "hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}
+}
+EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
 ARMS: dict[str, Arm] = {
-    "window alone": Arm("window", {"window": {"window": 8}}),
-    "window, full without RoPE, 1:1": Arm("window full", {"window": {"window": 8}, **NOPE}),
-    "full with RoPE": Arm("full", {}, stretched="full"),
-    "hybrid": Arm(
-        "hybrid",
-        {"hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}},
-        stretched="hybrid",
-    ),
-    "KDA, full without RoPE, 3:1": Arm("kda*3 full", {"kda": {"head_dim": 16, "chunk_size": 32}, **NOPE}, 4),
+    "window alone": Arm("window", WINDOW, share=0.5),
+    "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
+    "window, full with RoPE, 1:1": Arm("window full", WINDOW, stretched="full"),
+    "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, stretched="hybrid"),
+    "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.5),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
-    "KDA alone": Arm("kda", {"kda": {"head_dim": 16, "chunk_size": 32}}),
+    "full with RoPE": Arm("full", {}, stretched="full"),
+    "hybrid in every layer": Arm("hybrid", HYBRID, stretched="hybrid"),
+    "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, stretched="hybrid"),
+    "KDA alone": Arm("kda", KDA),
     "mamba2 alone": Arm("mamba2", {}),
     "retention alone": Arm("retention", {}),
-    "window, full with RoPE, 1:1": Arm("window full", {"window": {"window": 8}}, stretched="full"),
 }
 STRETCHED = ", YaRN afterwards"
 Found = dict[str, dict[tuple[str, int], list[tuple[int, int]]]]
@@ -151,7 +153,7 @@ def shape(arm: Arm, length: int, stretched: bool = False) -> ModelConfig:
     return ModelConfig(
         vocab_size=FUSED + KEYS * VALUES, hidden_size=WIDTH, num_hidden_layers=arm.layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, intermediate_size=WIDTH, max_position_embeddings=length * max(TIMES),
-        layer_pattern=arm.pattern, mixers=mixers, initializer_range=0.1, tie_word_embeddings=False,
+        layer_pattern=arm.pattern, mixers=mixers, initializer_range=0.1, rope_theta=1e6, tie_word_embeddings=False,
     )  # fmt: skip
 
 
@@ -170,14 +172,15 @@ def run(name: str, arm: Arm, args: argparse.Namespace, seed: int, found: Found) 
     """One training, tested into the arm's rows of `found`. Returns (CPU-seconds of training, parameters)."""
 
     def draw(rng: np.random.Generator, step: int) -> Batch:
-        done = step / args.steps
+        done = step / steps
         fused = 1 - min(1.0, max(0.0, (done - FIRST) / (MIXED - FIRST)))
         shorter = 2 if fused else 1  # so that all steps have the same number of tokens
         count, pairs = args.batch * shorter // 2, int(rng.integers(1, args.pairs + 1))
         return training_batch(rng, count, args.length // shorter, pairs, fused)
 
+    steps = max(1, round(arm.share * args.steps))
     began = time.process_time()
-    model, _ = trained(shape(arm, args.length), Drawn(draw, seed), args.steps, args.lr, seed, None)
+    model, _ = trained(shape(arm, args.length), Drawn(draw, seed), steps, args.lr, seed, None)
     spent = time.process_time() - began
     models = {name: model}
     if arm.stretched:
@@ -201,7 +204,7 @@ def cell(answered: list[tuple[int, int]]) -> str:
 
 
 def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) -> str:
-    text = "## Associative recall\n"
+    text = "## Associative recall" + ": further arms" * (args.section != NAME) + "\n"
     for task, what in TASKS.items():
         head = ["arm", *(f"{times * args.length} tokens ({times}x)" for times in TIMES)]
         body = [[name, *(cell(answered[task, times]) for times in TIMES)] for name, answered in found.items()]
@@ -212,14 +215,17 @@ def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) 
             name,
             f"`{known[name].pattern}`",
             str(known[name].layers),
+            f"{known[name].share * args.steps:,.0f}",
             f"{cost[0][1]:,}",
             shown([c for c, _ in cost], 0),
         ]
         for name, cost in costs.items()
     ]
-    text += "\n" + rows(["arm", "layer pattern", "layers", "parameters", "training, CPU-seconds"], sums)
+    text += "\n" + rows(
+        ["arm", "layer pattern", "layers", "steps", "parameters", "training, CPU-seconds"], sums
+    )
     text += (
-        f"\nWidth {WIDTH}, {HEADS} heads, window 8, hybrid of local chunk 16, blocks of 8, top 4; {args.steps} steps of "
+        f"\nWidth {WIDTH}, {HEADS} heads, window 8, hybrid of local chunk 16, blocks of 8, top 4, RoPE base 1,000,000; steps of "
         f"{args.batch} rows of {args.length // 2} tokens in the first stages and {args.batch // 2} of {args.length} in the last, at most "
         f"{args.pairs} pairs (stages: --help); {KEYS} keys, {VALUES} values (chance {100 / VALUES:.1f}%, or one in the "
         "number of pairs for who knows the row's values). All questions stand at least half a test's length behind their "
@@ -240,6 +246,9 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument("--lr", type=float, default=5e-3)
     made.add_argument("--questions", type=int, default=512, help="of each test and seed")
     made.add_argument("--arms", nargs="+", choices=[*ARMS, *FURTHER], default=list(ARMS))
+    made.add_argument(
+        "--section", default=NAME, help="marker in the file, for a table of further arms beside the first"
+    )
     args = made.parse_args(argv)
     torch.set_num_threads(args.threads)
     found: Found = defaultdict(lambda: defaultdict(list))
@@ -248,7 +257,7 @@ def main(argv: list[str] | None = None) -> None:
     while clock.another(args.seeds):
         for name in args.arms:
             costs[name].append(run(name, (ARMS | FURTHER)[name], args, clock.rounds - 1, found))
-    finish(args, NAME, section(found, costs, args, clock))
+    finish(args, args.section, section(found, costs, args, clock))
 
 
 if __name__ == "__main__":

@@ -67,9 +67,9 @@ class Settings:
 
 
 SETTINGS = {
-    "sudoku4": Settings(hidden=64, batch=64, lr=2e-3, inner=2, cycles=2),
-    "maze7": Settings(hidden=64, batch=64, lr=2e-3, inner=2, cycles=2),
-    "sudoku9": Settings(hidden=96, batch=48, lr=1e-3, inner=3, cycles=2, draws=16_000),
+    "sudoku4": Settings(64, 32, 3e-3, 2, 2, steps=4, ema=0.99, pattern="mlp"),
+    "maze7": Settings(64, 16, 3e-3, 1, 2, steps=6, ema=0.99, draws=12_000, pattern="mlp", across=96),
+    "sudoku9": Settings(96, 16, 1e-3, 2, 2, steps=8, ema=0.99, draws=16_000, pattern="mlp", across=256),
 }
 HELDOUT = 1000
 
@@ -257,7 +257,10 @@ def main() -> None:
     known: dict[str, Any] = {}
     if args.raw and args.raw.exists():
         known = {json.dumps(r["key"]): r for r in map(json.loads, args.raw.read_text().splitlines())}
-    command = f"python benchmarks/model/trm.py {' '.join(sys.argv[1:])}"
+    asked = (
+        f"--task {' '.join(args.task)} --seeds {' '.join(map(str, args.seeds))} --minutes {args.minutes:g}"
+    )
+    command = f"python benchmarks/model/trm.py {asked} --threads {args.threads}"
     for name in args.task:
         s = Settings(**{**SETTINGS[name].__dict__, **changes})
         task = TASKS[name](s.draws, HELDOUT, 12345)

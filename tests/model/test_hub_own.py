@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, LlamaForCausalLM
 
 import ikirere.model.hub.auto as auto
 from ikirere.errors import UserError
+from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_config, load_model, load_pretrained, save_pretrained, why_no_public_class
@@ -26,6 +28,14 @@ SHAPES: dict[str, dict[str, Any]] = {
     "first tokens stay": {"layer_pattern": "window full", "mixers": {"window": {"window": 5, "sinks": 2}}},
     "experts with a bias": {
         "ffn_pattern": "dense moe", "ffns": {"moe": {"num_experts": 4, "top_k": 2, "balance": "bias"}},
+    },
+    "block summaries": {
+        "layer_pattern": "hybrid",
+        "mixers": {"hybrid": {"local_chunk": 8, "global_stride": 4, "top_k": 1, "rope_scaling": "none"}},
+    },
+    "state space": {
+        "layer_pattern": "mamba2 retention",
+        "mixers": {"mamba2": {"state_size": 8, "head_dim": 8}},
     },
     "untied": {"layer_pattern": "kda full", "mixers": {"kda": KDA}, "tie_word_embeddings": False},
 }  # fmt: skip
@@ -139,18 +149,44 @@ def test_beams_and_samples_equal_llamas(tmp_path: Path) -> None:
         assert torch.equal(*made)
 
 
-def test_trust_remote_code_needs_no_import(saved: tuple[Decoder, Path], tmp_path: Path) -> None:
-    if "kda" not in saved[0].config.layer_pattern or saved[0].lm_head is not None:
-        pytest.skip("one shape is enough for a process of its own")
+def test_trust_remote_code_needs_no_import(tmp_path: Path) -> None:
+    save_pretrained(decoder(**SHAPES["kda and grouped attention"]), tmp_path / "model")
     code = (
         "import sys; from transformers import AutoModelForCausalLM as A; "
         "m = A.from_pretrained(sys.argv[1], trust_remote_code=True); print(type(m).__name__)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(saved[1])], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code, str(tmp_path / "model")], capture_output=True, text=True, timeout=120,
         env={"HF_MODULES_CACHE": str(tmp_path / "modules"), "PATH": "/usr/bin:/bin"}, check=False,
     )  # fmt: skip
     assert done.stdout.strip() == "IkirereForCausalLM", done.stderr
+
+
+RECURSIVE = {
+    "family": "recursive", "layer_pattern": "kda full", "max_position_embeddings": 16, "num_key_value_heads": 4,
+    "mixers": {"kda": KDA, "recursive": {"inner_updates": 2, "cycles": 2, "supervision_steps": 3, "puzzle_tokens": 2}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", [{}, {"tie_word_embeddings": False}])
+@torch.no_grad()
+def test_recursive_models(tmp_path: Path, change: dict[str, Any]) -> None:
+    model = build_model(dataclasses.replace(decoder().config, **RECURSIVE, **change)).eval()
+    save_pretrained(model, tmp_path / "a", {"pad_token_id": 0})
+    again = load_model(tmp_path / "a").eval()
+    t, mask = tokens(2, 12), torch.ones(2, 12, dtype=torch.long)
+    mask[1, 7:] = 0
+    wanted = model(t, mask - 1).logits
+    assert torch.equal(again(t, mask - 1).logits, wanted)
+    for opener in (AutoModelForCausalLM, AutoModelForMaskedLM, AutoModel):
+        theirs = opener.from_pretrained(tmp_path / "a")
+        assert type(theirs) is auto.IkirereForMaskedLM
+        assert torch.equal(theirs(t, attention_mask=mask).logits, wanted)
+    assert not torch.equal(theirs(t, attention_mask=mask, steps=1).logits, wanted)
+    theirs.save_pretrained(tmp_path / "b")
+    assert torch.equal(load_model(tmp_path / "b").eval()(t, mask - 1).logits, wanted)
+    with pytest.raises(UserError, match="family 'recursive' does not continue text"):
+        load_pretrained(tmp_path / "a")
 
 
 def test_a_public_class_takes_the_folder_back(tmp_path: Path) -> None:

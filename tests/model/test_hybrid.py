@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,10 +15,11 @@ from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.hybrid import HybridAttention
 from ikirere.model.layers.rope import RopeSpec
+from ikirere.recipe.load import load_recipe
 from ikirere.recipe.mixers import Hybrid
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import mixer_forward
-from ikirere.recipe.planner.memory import layer_elements
+from ikirere.recipe.planner.memory import cache_memory, layer_elements
 from ikirere.recipe.schema import Model
 
 SETTINGS: dict[str, Any] = {"local_chunk": 7, "global_stride": 4, "top_k": 2}
@@ -271,6 +273,15 @@ def test_operations_are_those_of_the_definition() -> None:
         chosen = 2 * model.num_key_value_heads * model.head_size * sum(before)
         expected = (4 * model.num_attention_heads * model.head_size * seen + chosen) / length
         assert mixer_forward(model, "hybrid", length) == pytest.approx(expected)
+
+
+def test_the_planned_cache_is_the_state() -> None:
+    recipe = load_recipe(Path(__file__).parents[2] / "recipes" / "irm-2b.yaml")
+    recipe = recipe.model_copy(update={"serve": recipe.serve.model_copy(update={"kv_cache_bits": 16})})
+    planned = cache_memory(recipe)
+    shape = ModelConfig.from_recipe(recipe.model)
+    state = HybridAttention.new_state(shape, 1, planned.context, torch.bfloat16, torch.device("meta"))
+    assert planned.per_sequence == shape.num_hidden_layers * state.bytes
 
 
 def saved_bytes(model: Decoder, length: int, documents: bool) -> int:

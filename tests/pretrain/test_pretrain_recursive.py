@@ -19,6 +19,7 @@ import yaml
 from ikirere.data.shards import open_shards, write_shards
 from ikirere.data.sources.puzzles.source import PuzzleSource
 from ikirere.errors import UserError
+from ikirere.eval.stage import EvaluateStage
 from ikirere.model.hub.own import load_own
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
@@ -87,9 +88,7 @@ def recipe(**pretrain: Any) -> Recipe:
     return Recipe.model_validate(tree)
 
 
-def run(
-    folder: Path, inputs: dict[str, Path], lines: list[str] | None = None, **pretrain: Any
-) -> StageResult:
+def context(folder: Path, inputs: dict[str, Path], wanted: Recipe) -> StageContext:
     class Bar:
         def advance(self, amount: float = 1, **shown: object) -> None:
             pass
@@ -99,11 +98,13 @@ def run(
         yield Bar()
 
     folder.mkdir(exist_ok=True)
-    say = [].append if lines is None else lines.append
-    context = StageContext(
-        recipe(**pretrain), ROOT, folder, inputs, False, progress, say, lambda values, step: None
+    return StageContext(
+        wanted, ROOT, folder, inputs, False, progress, lambda line: None, lambda values, step: None
     )
-    return PretrainStage().run(context)
+
+
+def run(folder: Path, inputs: dict[str, Path], **pretrain: Any) -> StageResult:
+    return PretrainStage().run(context(folder, inputs, recipe(**pretrain)))
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +155,22 @@ def test_the_folder_holds_the_averaged_weights_that_were_measured(
     for sample in samples:
         assert recursive.GAP in sample["prompt"]
         assert sample["wanted"]
+
+
+def test_the_evaluation_measures_the_same_and_the_change_since_the_first_milestone(
+    done: tuple[Path, StageResult], inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    folder, result = done
+    found = EvaluateStage().run(context(tmp_path, {**inputs, "pretrain": folder}, recipe()))
+    before, after = ({m.name: m.value for m in part.metrics} for part in (result, found))
+    for name in ("perplexity/web", "perplexity/synthesis", "exact/web"):
+        assert after[name] == pytest.approx(before[name], rel=1e-5)
+    for domain in ("web", "synthesis"):
+        ratio = before[f"perplexity/{domain}"] / before[f"perplexity/{domain}@half"]
+        assert after[f"perplexity_ratio/{domain}"] == pytest.approx(ratio, rel=1e-5)
+    for metric in found.metrics:
+        given = (metric.kind, metric.raw, metric.field, metric.over, metric.where, metric.confidence)
+        assert asdict(measure(tmp_path, metric.name, *given)) == asdict(metric)
 
 
 def test_a_stopped_recursive_run_ends_the_same(

@@ -31,15 +31,15 @@ def main(folder: Path) -> None:
     rank, world = int(os.environ["RANK"]), world_of("ddp")
     found = {}
     trainer, source = parts(rank, world.size)
-    run(folder / "whole", trainer, source, parallel="ddp")
+    run(folder / "whole", trainer, source, parallel="ddp", checkpoint_every=5)
     found["whole"], found["source"] = marks(trainer), source.state_dict()
     trainer, source = parts(rank, world.size)
     try:
-        run(folder / "broken", trainer, source, Breaking(7, RuntimeError), parallel="ddp")
+        run(folder / "broken", trainer, source, Breaking(7, RuntimeError), parallel="ddp", checkpoint_every=5)
     except RuntimeError:
         found["stopped"] = source.step
     trainer, source = parts(rank, world.size)
-    run(folder / "broken", trainer, source, parallel="ddp")
+    run(folder / "broken", trainer, source, parallel="ddp", checkpoint_every=5)
     found["resumed"], found["again"] = marks(trainer), source.state_dict()
     (folder / f"rank-{rank}.json").write_text(json.dumps(found))
 

@@ -337,6 +337,7 @@ def test_ranks_deal_numbers_of_their_own_and_restart_rows_that_are_not_theirs() 
         CarriedRows(Sums(), PHASES, trainer.halted, 3, world=4)
 
 
+@pytest.mark.slow
 def test_two_ranks_resume_each_with_its_own_rows(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -70,7 +70,7 @@ class Decoder(nn.Module):
             self._specs.append(ways)
             kinds |= {spec: None for spec in ways.values() if spec is not None}
         self.ropes = nn.ModuleList(Rope(s, config.max_position_embeddings, config.rope_theta) for s in kinds)
-        self.attention = config.layer_pattern
+        self.attention = config.layer_pattern  # as which it runs; the configuration keeps its own
         self.set_attention(config.layer_pattern)
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
         leaves nothing in the cache and whose outputs mean nothing.
         A cache is for inference: no gradient flows through what it holds.
         Raises UserError for rows longer than max_position_embeddings, ValueError for rows and counts that the
-        cache cannot take.
+        cache cannot take, and for a cache while `set_attention` has another pattern run.
         """
         context = self._context(tokens, positions, document_ids, cache, rows, counts)
         x = self.embed_tokens(tokens)
@@ -246,10 +246,12 @@ class Decoder(nn.Module):
         if document_ids is not None:
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
         cache.check(self.config)
-        if expand_pattern(self.attention, len(self.layers)) != self.config.layer_kinds:
-            raise ValueError(
-                f"the model runs as {self.attention!r}; a cache is for its own pattern, {self.config.layer_pattern!r}"
-            )
+        own = self.config.layer_pattern
+        if (
+            self.attention != own
+            and expand_pattern(self.attention, len(self.layers)) != self.config.layer_kinds
+        ):
+            raise ValueError(f"the model runs as {self.attention!r}; a cache is for its own pattern, {own!r}")
         step = cache.plan((batch, length), rows, counts)
         if positions is None:
             self._fits(step.end)

@@ -57,6 +57,12 @@ class IkirereConfig(PretrainedConfig):
         return ModelConfig.from_dict(self.ikirere)
 
 
+class IkirereRecursiveConfig(IkirereConfig):
+    """The same for a recursive model."""
+
+    model_type = "ikirere_recursive"
+
+
 class IkirereCache(Cache):
     """Our `KVCache` behind transformers' interface. Beams need a second set of rows to be reordered into."""
 
@@ -182,15 +188,16 @@ class IkirereForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 class IkirereForMaskedLM(PreTrainedModel):
-    """A `RecursiveModel` as transformers sees one: all places at once, each seeing the whole row."""
+    """A `RecursiveModel` as transformers sees one: it fills blanks, all at once, each place seeing the whole row. For
+    inference; training it is `train.recursion`'s business."""
 
-    config_class = IkirereConfig
-    config: IkirereConfig
+    config_class = IkirereRecursiveConfig
+    config: IkirereRecursiveConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     _keep_in_fp32_modules_strict = EXACT
 
-    def __init__(self, config: IkirereConfig) -> None:
+    def __init__(self, config: IkirereRecursiveConfig) -> None:
         super().__init__(config)
         self.model = RecursiveModel(config.shape)
         self.post_init()
@@ -206,16 +213,13 @@ class IkirereForMaskedLM(PreTrainedModel):
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
+        steps: int | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
     ) -> MaskedLMOutput:
-        """input_ids LongTensor [B, T] with the places to fill blanked, attention_mask [B, T], 0 on padding; labels as
-        transformers', -100 where none. Logits [B, T, V] after all supervision steps."""
-        padding = None if attention_mask is None else ~attention_mask.bool()
-        logits = self.model(input_ids, padding=padding)[0]
-        loss = None if labels is None else F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        """input_ids LongTensor [B, T] with the places to fill blanked; attention_mask [B, T], 0 on padding on the right;
+        steps: supervision steps, by default all of the configuration's. Logits [B, T, V]."""
+        documents = None if attention_mask is None else attention_mask.long() - 1
+        return MaskedLMOutput(logits=self.model(input_ids, documents, steps=steps).logits)
 
 
 def _documents(position_ids: Tensor | None) -> Tensor | None:
@@ -225,7 +229,11 @@ def _documents(position_ids: Tensor | None) -> Tensor | None:
     return (position_ids == 0).cumsum(1)
 
 
-AutoConfig.register(IkirereConfig.model_type, IkirereConfig, exist_ok=True)
-AutoModelForCausalLM.register(IkirereConfig, IkirereForCausalLM, exist_ok=True)
-AutoModelForMaskedLM.register(IkirereConfig, IkirereForMaskedLM, exist_ok=True)
-AutoModel.register(IkirereConfig, IkirereForCausalLM, exist_ok=True)
+for _config, _model in (
+    (IkirereConfig, IkirereForCausalLM),
+    (IkirereRecursiveConfig, IkirereForMaskedLM),
+):
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModel.register(_config, _model, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
+AutoModelForMaskedLM.register(IkirereRecursiveConfig, IkirereForMaskedLM, exist_ok=True)

@@ -2,7 +2,7 @@
 the classes in `hub.auto`.
 
 config.json holds the whole `ModelConfig` under the key `ikirere`; weights lie under our names behind `model.`. The
-folder also holds a file of two lines that transformers reads with `trust_remote_code=True`; it needs this package.
+folder also holds a small file that transformers reads with `trust_remote_code=True`; it needs this package.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ from ikirere.model.hub.formats import Weight, same
 
 REMOTE = "modeling_ikirere.py"
 REMOTE_TEXT = '''"""Opens this folder in transformers; the package `ikirere` must be installed."""
-from ikirere.model.hub.auto import IkirereConfig, IkirereForCausalLM, IkirereForMaskedLM
+from ikirere.model.hub.auto import (
+    IkirereConfig,
+    IkirereForCausalLM,
+    IkirereForMaskedLM,
+    IkirereRecursiveConfig,
+)
 '''
 PREFIX = "model."
 
 
 class Own:
-    """`IkirereForCausalLM` for decoders, `IkirereForMaskedLM` for recursive models, which see both ways."""
+    """`IkirereForCausalLM` for decoders, `IkirereForMaskedLM` for recursive models, which see both ways and fill blanks
+    (transformers' AutoModelForCausalLM opens both)."""
 
-    model_type = "ikirere"
-
-    def __init__(self, family: str, architecture: str, auto: str) -> None:
-        self.family, self.architecture, self.auto = family, architecture, auto
+    def __init__(self, family: str, model_type: str, config: str, architecture: str) -> None:
+        self.family, self.model_type, self.config, self.architecture = (
+            family,
+            model_type,
+            config,
+            architecture,
+        )
 
     def refuses(self, config: ModelConfig) -> str | None:
         if config.family != self.family:
@@ -37,7 +46,7 @@ class Own:
 
     def to_hub(self, config: ModelConfig) -> dict[str, Any]:
         module = REMOTE.removesuffix(".py")
-        classes = {"AutoConfig": "IkirereConfig", self.auto: self.architecture}
+        classes = {"AutoConfig": self.config, "AutoModelForCausalLM": self.architecture}
         return {
             "ikirere": config.to_dict(),
             "auto_map": {auto: f"{module}.{name}" for auto, name in classes.items()},
@@ -58,8 +67,8 @@ class Own:
 
 
 OWN = (
-    Own("decoder", "IkirereForCausalLM", "AutoModelForCausalLM"),
-    Own("recursive", "IkirereForMaskedLM", "AutoModelForMaskedLM"),
+    Own("decoder", "ikirere", "IkirereConfig", "IkirereForCausalLM"),
+    Own("recursive", "ikirere_recursive", "IkirereRecursiveConfig", "IkirereForMaskedLM"),
 )
 
 
