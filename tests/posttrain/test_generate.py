@@ -170,6 +170,31 @@ def test_some_training_conversations_go_on(rows: dict[tuple[str, str], list[Row]
     assert all(len(prompt_of(r)) == 1 for kind in KINDS for r in rows[kind, "heldout"])
 
 
+STORY = """Once upon a time there was a small boat named Bobby. Bobby liked to sail in the morning. One day a storm came up.
+
+"Help!" said the little fish. Nobody heard it because the wind was loud. The boat came quickly and carried it home.
+A line without an end, as in a list
+"""
+
+
+def test_prose_without_headings_is_asked_about_word_by_word() -> None:
+    rows = conversations("documents", 200, 1, "train", [{"text": STORY, "path": "1.txt", "domain": "stories"}])
+    rows += conversations("documents", 200, 1, "heldout", [{"text": STORY, "path": "1.txt", "domain": "stories"}])
+    answers = {row["answer"] for row in rows}
+    assert answers <= {
+        "Once upon a time there was a small boat named Bobby.", "One day a storm came up.",
+        "The boat came quickly and carried it home.", "was", "heard", "fish",
+        '"Help!" said the little fish.',
+    }  # fmt: skip
+    assert answers
+    for row in rows:
+        question = question_of(row)
+        assert row["answer"] in question and "A line without" not in question
+        if " " not in row["answer"]:
+            before = re.search(r'"(\w+)"[?.]', question)
+            assert before and f"{before[1]} {row['answer']}" in question
+
+
 def test_the_same_seed_gives_the_same_rows(documents: dict[str, Any]) -> None:
     for kind in ("calculator", "documents", "chat"):
         first, again, other = (conversations(kind, 30, s, "train", documents["train"]) for s in (1, 1, 2))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import itertools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,9 @@ PER_DOCUMENT = {"train": 8, "heldout": 40}  # questions about one document
 _HEADING = re.compile(
     r"^(?:#{1,4} +(?P<hash>[^\n#`*]{4,50})|(?P<under>[A-Z][^\n:`*|]{3,50})\n[=\-~^]{4,})$", re.M
 )
+
+_SENTENCE_END = re.compile(r"(?<=[a-z0-9][.!?]) +(?=[A-Z])")
+LONGEST_QUOTE = 90  # characters of a sentence that is asked for
 
 DEFINED = (
     "Which function is defined here?",
@@ -67,6 +71,24 @@ HEADING = (
     "What is the title here?",
     "Which heading does this text have?",
     "Name the heading.",
+)
+FIRST_SENTENCE = (
+    "What is the first sentence?",
+    "Quote the first sentence of this text.",
+    "Which sentence does the text begin with?",
+    "How does the text begin?",
+)
+LAST_SENTENCE = (
+    "What is the last sentence?",
+    "Quote the last sentence of this text.",
+    "Which sentence does the text end with?",
+    "How does the text end?",
+)
+WORD_AFTER = (
+    'Which word follows "{name}"?',
+    'What is the word after "{name}"?',
+    'Which word comes right after "{name}"?',
+    'Name the word behind "{name}".',
 )
 
 
@@ -167,12 +189,32 @@ def _of_prose(text: str) -> Iterator[Asked]:
             yield Asked(excerpt, HEADING, title)
 
 
+def _of_sentences(text: str) -> Iterator[Asked]:
+    """About paragraphs of two sentences or more; longer ones are cut behind a sentence."""
+    for paragraph in text.split("\n"):
+        sentences = _SENTENCE_END.split(paragraph.strip())
+        while len(" ".join(sentences)) > LONGEST_EXCERPT:
+            sentences.pop()
+        excerpt = " ".join(sentences)
+        if len(sentences) < 2 or not excerpt.isascii() or excerpt[-1] not in ".!?":
+            continue
+        for wordings, sentence in ((FIRST_SENTENCE, sentences[0]), (LAST_SENTENCE, sentences[-1])):
+            if len(sentence) <= LONGEST_QUOTE:
+                yield Asked(excerpt, wordings, sentence)
+        words = re.findall(r"[A-Za-z]+", excerpt)
+        for before, word in itertools.pairwise(words):
+            if len(before) > 5 and words.count(before) == 1 and f"{before} {word}" in excerpt:
+                yield Asked(excerpt, _named(WORD_AFTER, before), word, f"{before} {word}")
+                break
+
+
 def _questions(material: Material, document: Mapping[str, Any]) -> list[Draft]:
     text = document["text"]
     if len(text) > LONGEST_DOCUMENT:
         return []
     code = str(document.get("path", "")).endswith(".py") or document.get("domain") == "code"
-    asked = list(_of_code(text) if code else _of_prose(text))
+    # Headings where there are some: stories and articles have none.
+    asked = list(_of_code(text) if code else _of_prose(text)) or ([] if code else list(_of_sentences(text)))
     material.rng.shuffle(asked)
     made = []
     asked = [a for a in asked if material.mine(f"excerpt {a.excerpt}", one_in=2)]
