@@ -62,6 +62,8 @@ HYBRID: dict[str, dict[str, Any]] = {
     "hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}
 }
 EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
+SMALL = {"hybrid": HYBRID["hybrid"] | {"global_stride": 4, "top_k": 8}}
+WIDE = {"kda": KDA["kda"] | {"head_dim": 32, "num_heads": 2}}  # as many channels, twice the state
 ARMS: dict[str, Arm] = {
     "window alone": Arm("window", WINDOW, share=0.5),
     "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
@@ -73,6 +75,8 @@ FURTHER: dict[str, Arm] = {  # for information, only where they are named
     "full with RoPE": Arm("full", {}, stretched="full"),
     "hybrid in every layer": Arm("hybrid", HYBRID, stretched="hybrid"),
     "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, stretched="hybrid"),
+    "window, hybrid of blocks of 4, top 8, 1:1": Arm("window hybrid", WINDOW | SMALL, stretched="hybrid"),
+    "KDA of 2 heads of 32, full without RoPE, 3:1": Arm("kda*3 full", WIDE | NOPE, layers=4),
     "KDA alone": Arm("kda", KDA),
     "mamba2 alone": Arm("mamba2", {}),
     "retention alone": Arm("retention", {}),

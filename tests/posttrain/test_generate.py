@@ -178,8 +178,12 @@ A line without an end, as in a list
 
 
 def test_prose_without_headings_is_asked_about_word_by_word() -> None:
-    rows = conversations("documents", 200, 1, "train", [{"text": STORY, "path": "1.txt", "domain": "stories"}])
-    rows += conversations("documents", 200, 1, "heldout", [{"text": STORY, "path": "1.txt", "domain": "stories"}])
+    rows = conversations(
+        "documents", 200, 1, "train", [{"text": STORY, "path": "1.txt", "domain": "stories"}]
+    )
+    rows += conversations(
+        "documents", 200, 1, "heldout", [{"text": STORY, "path": "1.txt", "domain": "stories"}]
+    )
     answers = {row["answer"] for row in rows}
     assert answers <= {
         "Once upon a time there was a small boat named Bobby.", "One day a storm came up.",

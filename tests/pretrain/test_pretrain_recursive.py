@@ -20,7 +20,7 @@ from ikirere.data.shards import open_shards, write_shards
 from ikirere.data.sources.puzzles.source import PuzzleSource
 from ikirere.errors import UserError
 from ikirere.eval.stage import EvaluateStage
-from ikirere.model.hub.own import load_own
+from ikirere.model.hub import load_model
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
 from ikirere.pretrain.stage import PretrainStage
@@ -142,7 +142,7 @@ def test_the_folder_holds_the_averaged_weights_that_were_measured(
     done: tuple[Path, StageResult], inputs: dict[str, Path]
 ) -> None:
     folder, _ = done
-    model = load_own(folder / "model")
+    model = load_model(folder / "model")
     assert isinstance(model, RecursiveModel)
     tokenizer = Tokenizer.load(folder / "model")
     shards = open_shards(inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)

@@ -12,8 +12,7 @@ from ikirere.data.shards import open_shards
 from ikirere.errors import UserError
 from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
-from ikirere.model.hub import load_pretrained
-from ikirere.model.hub.own import load_own
+from ikirere.model.hub import load_model, load_pretrained
 from ikirere.model.recursive import RecursiveModel
 from ikirere.posttrain.generate import conversations
 from ikirere.posttrain.material import read_documents
@@ -226,7 +225,7 @@ def _recursive(context: StageContext) -> StageResult:
             "stages: evaluate needs the stages shards and pretrain before it for a recursive model"
         )
     folder = context.inputs["pretrain"]
-    model, tokenizer = load_own(folder / "model"), Tokenizer.load(folder / "model")
+    model, tokenizer = load_model(folder / "model"), Tokenizer.load(folder / "model")
     assert isinstance(model, RecursiveModel)
     if recipe.hardware.device != "cpu" and torch.cuda.is_available():
         model = model.to("cuda")

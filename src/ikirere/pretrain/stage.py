@@ -18,8 +18,7 @@ from ikirere.errors import UserError
 from ikirere.model.build import build_model, on_meta
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
-from ikirere.model.hub import save_pretrained
-from ikirere.model.hub.own import save_own
+from ikirere.model.hub import notice, save_pretrained
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte, chosen_documents, compressed_bits, continuation
@@ -69,6 +68,8 @@ class PretrainStage:
     def run(self, context: StageContext) -> StageResult:
         recipe = context.recipe
         check_phases(recipe)
+        if (line := notice(ModelConfig.from_recipe(recipe.model))) is not None:
+            context.say(line)
         tokenizer = Tokenizer.load(context.inputs["tokenizer"] / "tokenizer")
         if tokenizer.vocab_size > recipe.model.vocab_size:
             raise UserError(
@@ -238,7 +239,7 @@ def _recursive(
     summary = recursive.fit(recipe, trainer, shards, tokenizer, context.folder, hooks, key, world)
     average = trainer.ema
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
-    save_own(average, context.folder / "model", ids)
+    save_pretrained(average, context.folder / "model", ids)
     tokenizer.save(context.folder / "model")
     result = StageResult(artifacts=["model", "log.jsonl", SAMPLES])
     with context.progress("held-out blanks", len(heldout), "domains") as bar:

@@ -8,7 +8,7 @@ from ikirere.model.hub.folder import (
     load_pretrained,
     save_pretrained,
 )
-from ikirere.model.hub.registry import why_no_public_class
+from ikirere.model.hub.registry import notice, why_no_public_class
 
 __all__ = [
     "hub_config",
@@ -16,6 +16,7 @@ __all__ = [
     "load_config",
     "load_model",
     "load_pretrained",
+    "notice",
     "save_pretrained",
     "why_no_public_class",
 ]

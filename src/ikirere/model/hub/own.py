@@ -70,15 +70,3 @@ OWN = (
     Own("decoder", "ikirere", "IkirereConfig", "IkirereForCausalLM"),
     Own("recursive", "ikirere_recursive", "IkirereRecursiveConfig", "IkirereForMaskedLM"),
 )
-
-
-def save_own(model: Any, folder: Path, extra_config: dict[str, Any] | None = None) -> None:
-    from ikirere.model.hub.folder import save_pretrained
-
-    save_pretrained(model, folder, extra_config)
-
-
-def load_own(folder: Path) -> Any:
-    from ikirere.model.hub.folder import load_model
-
-    return load_model(folder)

@@ -35,6 +35,17 @@ def why_no_public_class(config: ModelConfig) -> str | None:
     return "; ".join(reasons)
 
 
+def notice(config: ModelConfig) -> str | None:
+    """What a user should know of a folder in our own format, in one line; None where a public class holds the model."""
+    if why_no_public_class(config) is None:
+        return None
+    return (
+        f"no public transformers class holds this model ({config.family}, {config.layer_pattern!r}, "
+        f"{config.ffn_pattern!r}): its folder is our own and opens where ikirere is installed, in transformers after "
+        "`import ikirere.model.hub.auto`"
+    )
+
+
 def format_for(config: ModelConfig) -> Format:
     """The format a model is written in: the first public class that can hold it, else our own."""
     public = FORMATS if config.family == "decoder" else ()
