@@ -148,11 +148,11 @@ def finish(args: argparse.Namespace, name: str, text: str) -> None:
 # ---------------------------------------------------------------- text
 
 
-def code_bytes(limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def code_bytes() -> tuple[np.ndarray, np.ndarray]:
     """The standard library's Python files end to end as uint8, each with a 0 behind it: (training, held out).
 
-    A file is held out when the hash of its path within the library says so, so files of the two never mix.
-    limit: bytes of each part at most; files are then taken in the order of their hashes.
+    A file is held out when the hash of its path within the library says so, so files of the two never mix. Their order
+    is that of the hashes.
     """
     library = Path(sysconfig.get_paths()["stdlib"])
     parts: tuple[list[bytes], list[bytes]] = ([], [])
@@ -161,7 +161,7 @@ def code_bytes(limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     for digest, path in sorted((hashlib.sha256(name.encode()).digest(), p) for name, p in found):
         parts[digest[-1] % HELD_OUT == 0].append(path.read_bytes().replace(b"\0", b"") + b"\0")
     joined = [np.frombuffer(b"".join(part), dtype=np.uint8) for part in parts]
-    return joined[0][:limit], joined[1][:limit]
+    return joined[0], joined[1]
 
 
 class Drawn:

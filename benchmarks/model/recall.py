@@ -61,6 +61,7 @@ KDA: dict[str, dict[str, Any]] = {"kda": {"head_dim": 16, "chunk_size": 32}}
 HYBRID: dict[str, dict[str, Any]] = {
     "hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}
 }
+HYBRID_NOPE = {"hybrid": HYBRID["hybrid"] | {"rope": False}}
 EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
 SMALL = {"hybrid": HYBRID["hybrid"] | {"global_stride": 4, "top_k": 8}}
 WIDE = {"kda": KDA["kda"] | {"head_dim": 32, "num_heads": 2}}  # as many channels, twice the state
@@ -69,6 +70,7 @@ ARMS: dict[str, Arm] = {
     "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
     "window, full with RoPE, 1:1": Arm("window full", WINDOW, stretched="full"),
     "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, stretched="hybrid"),
+    "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE),
     "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.5),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
@@ -207,6 +209,10 @@ def cell(answered: list[tuple[int, int]]) -> str:
     return text if len(answered) == 1 else f"{text}, lowest {100 * min(h / n for h, n in answered):.1f}"
 
 
+def written_out(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
+
+
 def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) -> str:
     text = "## Associative recall" + ": further arms" * (args.section != NAME) + "\n"
     for task, what in TASKS.items():
@@ -218,6 +224,7 @@ def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) 
         [
             name,
             f"`{known[name].pattern}`",
+            "; ".join(f"{mixer}: {written_out(v)}" for mixer, v in known[name].mixers.items()) or "-",
             str(known[name].layers),
             f"{known[name].share * args.steps:,.0f}",
             f"{cost[0][1]:,}",
@@ -226,10 +233,10 @@ def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) 
         for name, cost in costs.items()
     ]
     text += "\n" + rows(
-        ["arm", "layer pattern", "layers", "steps", "parameters", "training, CPU-seconds"], sums
+        ["arm", "layer pattern", "settings", "layers", "steps", "parameters", "training, CPU-seconds"], sums
     )
     text += (
-        f"\nWidth {WIDTH}, {HEADS} heads, window 8, hybrid of local chunk 16, blocks of 8, top 4, RoPE base 1,000,000; steps of "
+        f"\nWidth {WIDTH}, {HEADS} heads, RoPE base 1,000,000; steps of "
         f"{args.batch} rows of {args.length // 2} tokens in the first stages and {args.batch // 2} of {args.length} in the last, at most "
         f"{args.pairs} pairs (stages: --help); {KEYS} keys, {VALUES} values (chance {100 / VALUES:.1f}%, or one in the "
         "number of pairs for who knows the row's values). All questions stand at least half a test's length behind their "

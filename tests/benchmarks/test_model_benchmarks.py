@@ -50,10 +50,11 @@ def test_benchmark_intervals_and_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_benchmark_text_holds_out_whole_files(monkeypatch: pytest.MonkeyPatch) -> None:
     common = script("common", monkeypatch)
-    train_text, held_out = common.code_bytes(200_000)
-    assert train_text.dtype == np.uint8 and 0 < len(held_out) <= len(train_text) == 200_000
-    files = set(held_out.tobytes().split(b"\0")[:-1])
-    assert not files & set(common.code_bytes()[0].tobytes().split(b"\0"))
+    train_text, held_out = common.code_bytes()
+    assert train_text.dtype == np.uint8 and 0 < 4 * len(held_out) < len(train_text)
+    assert train_text[-1] == held_out[-1] == 0
+    shared = set(train_text.tobytes().split(b"\0")) & set(held_out.tobytes().split(b"\0"))
+    assert all(len(text) < 100 for text in shared)  # empty ones, and packages' heads that say nothing
 
 
 def test_recall_rows_ask_only_for_what_was_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,20 +60,23 @@ def test_packed_documents_are_documents_apart() -> None:
             torch.testing.assert_close(packed[row : row + 1, a:b], model(tokens[row : row + 1, a:b]))
 
 
+@pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize("chunk", [64, 200])
-def test_a_window_over_everything_is_full_attention(chunk: int) -> None:
-    model = scrambled(config(local_chunk=chunk, rope_scaling="none"), torch.float32)
-    full = Decoder(ModelConfig(50, 32, 2, 4, 2, 48, 128))
+def test_a_window_over_everything_is_full_attention(chunk: int, rope: bool) -> None:
+    model = scrambled(config(local_chunk=chunk, rope_scaling="none", rope=rope), torch.float32)
+    full = Decoder(ModelConfig(50, 32, 2, 4, 2, 48, 128, mixers={"full": {"rope": rope}}))
+    assert len(model.ropes) == rope
     assert full.load_state_dict(model.state_dict(), strict=False).missing_keys == []
     tokens = torch.randint(0, 50, (2, 64))
     assert torch.equal(model(tokens), full(tokens))
     documents = torch.tensor([[0] * 20 + [1] * 44] * 2)
-    torch.testing.assert_close(model(tokens, None, documents), full(tokens, None, documents))
+    packed = full(tokens, None, documents)
+    torch.testing.assert_close(model(tokens, None, documents), packed, rtol=1e-5, atol=3e-5)
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"local_chunk": 3, "global_stride": 5, "top_k": 1}, {"rope_scaling": "yarn", "original_max_position_embeddings": 16}],
+    [{}, {"rope": False}, {"local_chunk": 3, "global_stride": 5, "top_k": 1}, {"rope_scaling": "yarn", "original_max_position_embeddings": 16}],
 )  # fmt: skip
 def test_generation_continues_at_every_split(settings: dict[str, Any]) -> None:
     """The rest of the sequence in one pass, and token by token."""

@@ -111,8 +111,10 @@ class HybridAttention(Attention):
         self.summary_query = nn.Parameter(torch.empty(self.kv_heads * self.head_dim))
 
     @classmethod
-    def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec:
+    def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
         h = hybrid_settings(settings)
+        if not h.rope:
+            return None
         original = h.original_max_position_embeddings or config.max_position_embeddings
         if h.rope_scaling == "none" or original == config.max_position_embeddings:
             return cls.rope_as("full", config, settings)
@@ -125,8 +127,8 @@ class HybridAttention(Attention):
         return RopeSpec(config.head_dim, None, h.rope_scaling, factor, original)
 
     @classmethod
-    def rope_as(cls, mode: str, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec:
-        return RopeSpec(config.head_dim)
+    def rope_as(cls, mode: str, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
+        return RopeSpec(config.head_dim) if hybrid_settings(settings).rope else None
 
     @property
     def masked(self) -> bool:
@@ -138,8 +140,9 @@ class HybridAttention(Attention):
     def forward(self, x: Tensor, context: Context, state: HybridState | None = None) -> Tensor:
         q, k, v = self.heads_of(x)
         logits = self._logits(k) if self.mode == "hybrid" else None
-        cos, sin = context.turns[self.turn]
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.turned:
+            cos, sin = context.turns[self.turn]
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if logits is None:
             y = attend(q.transpose(1, 2), k, v, context.mask, context.causal)
