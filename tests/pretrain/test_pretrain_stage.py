@@ -264,6 +264,7 @@ def phase(**changes: Any) -> dict[str, Any]:
     [
         ({"milestones": [{"name": "late", "step": 99}]}, r"milestones\.0\.step 99"),
         ({"phases": [phase(sequence_length=128)]}, r"phases\.0\.sequence_length 128.*64"),
+        ({"phases": [phase(context_parallel=2)]}, r"phases\.0\.context_parallel 2.* accepted is 1"),
         ({"phases": [phase(), phase(attention="window")]}, r"phases\.1\.attention 'window'"),
     ],
 )

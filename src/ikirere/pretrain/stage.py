@@ -115,6 +115,11 @@ def check_phases(recipe: Recipe) -> None:
                 f"pretrain.phases.{i}.sequence_length {phase.sequence_length} is beyond "
                 f"model.max_position_embeddings {longest}; shorten the one or raise the other"
             )
+        if phase.context_parallel > 1:
+            raise UserError(
+                f"pretrain.phases.{i}.context_parallel {phase.context_parallel}: training does not share a sequence "
+                "between devices yet; accepted is 1 (a rehearsal sets it)"
+            )
         if phase.attention is None or phase.attention == recipe.model.layer_pattern:
             continue
         if not isinstance(model, Decoder):
