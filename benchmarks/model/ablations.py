@@ -20,6 +20,7 @@ import sys
 from collections import defaultdict
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from common import Clock, bits, code_bytes, finish, machine, parser, rows, shown, trained, windows
 
@@ -28,6 +29,7 @@ from ikirere.model.config import ModelConfig
 
 NAME = "ablations.py"
 WIDTH, HEADS, LAYERS, FFN = 64, 8, 2, 192
+Texts = tuple[np.ndarray, np.ndarray]
 
 
 class Arm(NamedTuple):
@@ -55,10 +57,10 @@ def shape(arm: Arm, length: int) -> ModelConfig:
     )  # fmt: skip
 
 
-def run(arm: Arm, args: argparse.Namespace, seed: int) -> dict[str, float]:
+def run(arm: Arm, args: argparse.Namespace, seed: int, texts: Texts) -> dict[str, float]:
     """Figures of one training."""
     torch.set_num_threads(args.threads)
-    train_text, held_out = code_bytes()
+    train_text, held_out = texts
     config = shape(arm, args.length)
     model, summary = trained(
         config, windows(train_text, args.batch, args.length, seed), args.steps, args.lr, seed, None
@@ -72,10 +74,10 @@ def run(arm: Arm, args: argparse.Namespace, seed: int) -> dict[str, float]:
     }
 
 
-def alone(arm: Arm, args: argparse.Namespace, seed: int) -> dict[str, float]:
+def alone(arm: Arm, args: argparse.Namespace, seed: int, texts: Texts) -> dict[str, float]:
     """`run` in a fresh process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(run, (arm, args, seed))
+        return pool.apply(run, (arm, args, seed, texts))
 
 
 def section(found: dict[str, dict[str, list[float]]], args: argparse.Namespace, clock: Clock) -> str:
@@ -115,15 +117,15 @@ def main(argv: list[str] | None = None, measure: Any = alone) -> None:
     made = parser(__doc__)
     made.add_argument("--length", type=int, default=128)
     made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--steps", type=int, default=150)
+    made.add_argument("--steps", type=int, default=120)
     made.add_argument("--lr", type=float, default=3e-3)
     made.add_argument("--rows", type=int, default=256, help="held-out windows")
     args = made.parse_args(argv)
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    clock = Clock(args.minutes, processor=True)
+    clock, texts = Clock(args.minutes, processor=True), code_bytes()
     while clock.another(args.seeds):
         for name, arm in ARMS.items():
-            figures = measure(arm, args, clock.rounds - 1)
+            figures = measure(arm, args, clock.rounds - 1, texts)
             print(name, clock.rounds - 1, figures, file=sys.stderr, flush=True)
             for key, value in figures.items():
                 found[name][key].append(value)

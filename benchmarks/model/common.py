@@ -31,7 +31,10 @@ from ikirere.train.hooks import Source, TrainSummary
 from ikirere.train.loop import train
 from ikirere.train.objective import CrossEntropy
 
-__all__ = ["wilson"]
+__all__ = [
+    "Clock", "Drawn", "bits", "code_bytes", "finish", "interval", "machine", "parser", "rows", "shown", "trained",
+    "wilson", "windows", "written",
+]  # fmt: skip
 HELD_OUT = 8  # one file in so many
 STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # 97.5%, 1 to 9 degrees of freedom
 

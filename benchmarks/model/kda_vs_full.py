@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--length", type=int, default=128)
     made.add_argument("--batch", type=int, default=8)
-    made.add_argument("--steps", type=int, default=150)
+    made.add_argument("--steps", type=int, default=120)
     made.add_argument("--lr", type=float, default=3e-3)
     made.add_argument("--rows", type=int, default=128, help="held-out windows")
     made.add_argument("--contexts", type=int, nargs="+", default=[1024, 8192, 65536])

@@ -47,43 +47,50 @@ TASKS = {
 }
 
 
+Mixers = dict[str, dict[str, Any]]
+
+
 class Arm(NamedTuple):
     pattern: str
-    mixers: dict[str, dict[str, Any]]
+    mixers: Mixers
     layers: int = 2
     share: float = 1.0  # of --steps; what learns the stages sooner, or never, gets fewer
-    stretched: str = ""  # the mixer whose RoPE is stretched by YaRN after training, for a second row
+    after: dict[str, Mixers] | None = None  # more rows of the same weights: added to the name, other settings
 
 
-WINDOW: dict[str, dict[str, Any]] = {"window": {"window": 8}}
-NOPE: dict[str, dict[str, Any]] = {"full": {"rope": False}}
-KDA: dict[str, dict[str, Any]] = {"kda": {"head_dim": 16, "chunk_size": 32}}
-HYBRID: dict[str, dict[str, Any]] = {
-    "hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}
-}
+WINDOW: Mixers = {"window": {"window": 8}}
+NOPE: Mixers = {"full": {"rope": False}}
+KDA: Mixers = {"kda": {"head_dim": 16, "chunk_size": 32}}
+HYBRID: Mixers = {"hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}}
 HYBRID_NOPE = {"hybrid": HYBRID["hybrid"] | {"rope": False}}
 EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
 SMALL = {"hybrid": HYBRID["hybrid"] | {"global_stride": 4, "top_k": 8}}
 WIDE = {"kda": KDA["kda"] | {"head_dim": 32, "num_heads": 2}}  # as many channels, twice the state
+YARN = {"rope_scaling": "yarn"}
+FULL_AFTER: dict[str, Mixers] = {", YaRN afterwards": {"full": YARN}}
+HYBRID_AFTER: dict[str, Mixers] = {
+    ", YaRN afterwards": {"hybrid": YARN},
+    ", YaRN and top 8 afterwards": {"hybrid": YARN | {"top_k": 8}},
+    ", YaRN and all blocks afterwards": {"hybrid": YARN | {"top_k": 64}},
+}
 ARMS: dict[str, Arm] = {
     "window alone": Arm("window", WINDOW, share=0.5),
     "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
-    "window, full with RoPE, 1:1": Arm("window full", WINDOW, stretched="full"),
-    "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, stretched="hybrid"),
+    "window, full with RoPE, 1:1": Arm("window full", WINDOW, after=FULL_AFTER),
+    "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER),
     "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE),
     "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.5),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
-    "full with RoPE": Arm("full", {}, stretched="full"),
-    "hybrid in every layer": Arm("hybrid", HYBRID, stretched="hybrid"),
-    "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, stretched="hybrid"),
-    "window, hybrid of blocks of 4, top 8, 1:1": Arm("window hybrid", WINDOW | SMALL, stretched="hybrid"),
+    "full with RoPE": Arm("full", {}, after=FULL_AFTER),
+    "hybrid in every layer": Arm("hybrid", HYBRID, after=HYBRID_AFTER),
+    "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, after=HYBRID_AFTER),
+    "window, hybrid of blocks of 4, top 8, 1:1": Arm("window hybrid", WINDOW | SMALL, after=HYBRID_AFTER),
     "KDA of 2 heads of 32, full without RoPE, 3:1": Arm("kda*3 full", WIDE | NOPE, layers=4),
     "KDA alone": Arm("kda", KDA),
     "mamba2 alone": Arm("mamba2", {}),
     "retention alone": Arm("retention", {}),
 }
-STRETCHED = ", YaRN afterwards"
 Found = dict[str, dict[tuple[str, int], list[tuple[int, int]]]]
 Costs = dict[str, list[tuple[float, int]]]
 
@@ -151,11 +158,12 @@ def right(model: Decoder, batch: Batch) -> tuple[int, int]:
     return hits, total
 
 
-def shape(arm: Arm, length: int, stretched: bool = False) -> ModelConfig:
+def shape(arm: Arm, length: int, other: Mixers | None = None) -> ModelConfig:
+    """other: settings of mixers beside the arm's own, with the training's length as what YaRN stretches."""
     mixers = {name: dict(settings) for name, settings in arm.mixers.items()}
-    if stretched:
-        yarn = {"rope_scaling": "yarn", "original_max_position_embeddings": length}
-        mixers[arm.stretched] = mixers.get(arm.stretched, {}) | yarn
+    for name, settings in (other or {}).items():
+        changed = mixers.get(name, {}) | settings
+        mixers[name] = changed | {"original_max_position_embeddings": length}
     return ModelConfig(
         vocab_size=FUSED + KEYS * VALUES, hidden_size=WIDTH, num_hidden_layers=arm.layers, num_attention_heads=HEADS,
         num_key_value_heads=HEADS, intermediate_size=WIDTH, max_position_embeddings=length * max(TIMES),
@@ -189,9 +197,9 @@ def run(name: str, arm: Arm, args: argparse.Namespace, seed: int, found: Found) 
     model, _ = trained(shape(arm, args.length), Drawn(draw, seed), steps, args.lr, seed, None)
     spent = time.process_time() - began
     models = {name: model}
-    if arm.stretched:
-        models[name + STRETCHED] = Decoder(shape(arm, args.length, stretched=True)).eval()
-        models[name + STRETCHED].load_state_dict(model.state_dict())
+    for label, other in (arm.after or {}).items():
+        models[name + label] = Decoder(shape(arm, args.length, other)).eval()
+        models[name + label].load_state_dict(model.state_dict())
     for row, tested in models.items():
         figures = answers(tested, args, seed)
         for key, value in figures.items():
@@ -241,7 +249,7 @@ def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) 
         f"{args.pairs} pairs (stages: --help); {KEYS} keys, {VALUES} values (chance {100 / VALUES:.1f}%, or one in the "
         "number of pairs for who knows the row's values). All questions stand at least half a test's length behind their "
         "values. Right answers over all seeds, 95% Wilson interval, and the worst seed; CPU-seconds as mean ± half the "
-        "95% t interval. YaRN afterwards: the same weights, positions stretched for the test only.\n\n"
+        "95% t interval. Afterwards: the same weights, changed for the test only.\n\n"
     )
     return text + machine(args, clock)
 

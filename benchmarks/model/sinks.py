@@ -147,7 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     made = parser(__doc__)
     made.add_argument("--length", type=int, default=128, help="bytes of a training row; a multiple of 8")
     made.add_argument("--batch", type=int, default=16)
-    made.add_argument("--steps", type=int, default=200)
+    made.add_argument("--steps", type=int, default=150)
     made.add_argument("--lr", type=float, default=3e-3)
     made.add_argument("--rows", type=int, default=64, help="held-out windows")
     made.add_argument("--prompts", type=int, default=16)

@@ -68,7 +68,7 @@ class Settings:
 
 SETTINGS = {
     "sudoku4": Settings(64, 32, 3e-3, 2, 2, steps=4, ema=0.99, pattern="mlp"),
-    "maze7": Settings(64, 16, 3e-3, 1, 2, steps=6, ema=0.99, draws=12_000, pattern="mlp", across=96),
+    "maze7": Settings(64, 16, 3e-3, 1, 2, steps=4, ema=0.99, draws=12_000, pattern="mlp", across=96),
     "sudoku9": Settings(96, 16, 1e-3, 2, 2, steps=8, ema=0.99, draws=16_000, pattern="mlp", across=256),
 }
 HELDOUT = 1000

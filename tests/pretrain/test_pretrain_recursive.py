@@ -200,6 +200,8 @@ def test_a_stopped_recursive_run_ends_the_same(
     ("change", "named"),
     [
         ({"parallel": "fsdp"}, "pretrain.parallel: fsdp"),
+        ({"z_loss": 0.1}, "pretrain.z_loss"),
+        ({"packing": "best-fit"}, "pretrain.packing 'best-fit'"),
         ({"phases": [{"name": "x", "steps": 4, "sequence_length": 64, "batch_size": 4, "mixture": {"web": 1},
                       "rope_theta": 5e4}]}, r"phases\.0\.rope_theta"),
     ],

@@ -31,10 +31,18 @@ def check(recipe: Recipe) -> None:
     pretrain, model = recipe.pretrain, recipe.model
     if pretrain.parallel == "fsdp":
         raise UserError("pretrain.parallel: fsdp does not hold carried rows; accepted here are none and ddp")
+    if pretrain.z_loss:
+        raise UserError("pretrain.z_loss: stablemax has no normaliser to hold near 1; accepted here is 0")
+    if pretrain.packing != "concatenate":
+        raise UserError(
+            f"pretrain.packing {pretrain.packing!r}: rows of blanks hold one document; leave it out"
+        )
     if model.mixers.get("recursive", {}).get("puzzles"):
         raise UserError("model.mixers.recursive.puzzles: documents have no puzzle ids; accepted here is 0")
     for i, phase in enumerate(pretrain.phases):
         key = f"pretrain.phases.{i}"
+        if phase.long_fraction is not None:
+            raise UserError(f"{key}.long_fraction: rows of blanks are drawn by window; leave it out")
         if phase.rope_theta is not None and phase.rope_theta != model.rope_theta:
             raise UserError(
                 f"{key}.rope_theta: a recursive model keeps model.rope_theta {model.rope_theta:g}"
