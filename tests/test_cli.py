@@ -12,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from rich.console import Console
 from tests.programme.toys import toy_recipe
 from typer.testing import CliRunner
 
 from ikirere import __version__, stages
 from ikirere.cli import app
+from ikirere.programme.tables import show_end
 
 ROOT = Path(__file__).resolve().parent.parent
 TOYS = {name: f"tests.programme.toys:{name.capitalize()}" for name in ("numbers", "square", "total")}
@@ -75,6 +77,16 @@ def test_without_a_model_there_is_nothing_to_talk_to(ikirere: Callable[..., Ende
     assert done.code == 0
     assert "ikirere chat" not in done.out
     assert Path("elsewhere/numbers/result.json").is_file()
+
+
+def test_nobody_chats_with_a_model_that_fills_blanks(ikirere: Callable[..., Ended], recipe: Path) -> None:
+    assert ikirere("run", str(recipe)).code == 0
+    (config,) = Path("runs/toy").rglob("model/config.json")
+    console = Console(width=120, record=True)
+    config.write_text('{"architectures": ["IkirereForMaskedLM"]}')
+    show_end(Path("runs/toy"), console)
+    shown = console.export_text()
+    assert "page.html" in shown and "ikirere chat" not in shown
 
 
 def test_overrides_reach_the_run(ikirere: Callable[..., Ended], recipe: Path) -> None:

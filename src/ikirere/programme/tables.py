@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,12 @@ def show_end(folder: Path, console: Console) -> None:
     for page in report_pages(folder):
         console.print(f"report: {page}", markup=False)
     files = _files(folder, status(folder))
-    if any(path.name == "config.json" and path.parent.name == "model" for path in files):
+    if any(path.name == "config.json" and path.parent.name == "model" and _talks(path) for path in files):
         console.print(f"chat:   ikirere chat {_short(folder)}", markup=False)
         console.print(f"serve:  ikirere serve {_short(folder)}", markup=False)
+
+
+def _talks(config: Path) -> bool:
+    """Whether a model's config.json names a class that continues text."""
+    named = json.loads(config.read_bytes()).get("architectures") or []
+    return any(str(name).endswith("ForCausalLM") for name in named)
