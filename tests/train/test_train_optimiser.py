@@ -15,6 +15,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from train_room import Numbers, one_thread, small_model
 
+from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.recipe.sections import Optimizer, Schedule
@@ -106,6 +107,36 @@ def test_muon_is_torchs_muon_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
         b.step()
     for p, q in zip(ours, theirs, strict=True):
         torch.testing.assert_close(p, q, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shape", [(4, 8, 24), (4, 24, 8), (3, 8, 8)])
+def test_a_stack_of_experts_is_updated_expert_by_expert(shape: tuple[int, ...]) -> None:
+    stack = nn.Parameter(torch.randn(shape))
+    apart = [nn.Parameter(m.clone()) for m in stack.detach()]
+    beside = nn.Parameter(torch.randn(shape[1:]))
+    again = nn.Parameter(beside.detach().clone())
+    together, single = (Muon(ps, lr=0.02, weight_decay=0.1) for ps in ([stack, beside], [*apart, again]))
+    for _ in range(3):
+        stack.grad, beside.grad = torch.randn(shape), torch.randn(shape[1:])
+        for p, g in zip(apart, stack.grad, strict=True):
+            p.grad = g.clone()
+        again.grad = beside.grad.clone()
+        together.step()
+        single.step()
+    torch.testing.assert_close(stack.detach(), torch.stack([p.detach() for p in apart]))
+    torch.testing.assert_close(beside, again)
+
+
+def test_muon_trains_experts() -> None:
+    experts = {"num_experts": 4, "top_k": 2}
+    model = Decoder(ModelConfig(64, 16, 2, 2, 2, 24, 64, ffn_pattern="dense moe", ffns={"moe": experts}))
+    optimizers = build_optimizer(model, Optimizer(name="muon", lr=1e-3, muon_lr=0.02))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    tokens = torch.randint(0, 64, (2, 16))
+    batch = Batch(tokens, tokens.roll(-1, 1), torch.arange(16).expand(2, -1))
+    CrossEntropy()(model, batch)[0].backward()
+    optimizers.step()
+    assert all(not torch.equal(p, before[name]) for name, p in model.named_parameters())
 
 
 # ---------------------------------------------------------------- who goes where

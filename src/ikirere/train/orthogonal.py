@@ -58,7 +58,7 @@ def _by_products(x: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, times lr * sqrt(max(1, rows / columns)); decoupled weight decay.
 
-    params: matrices, each one logical matrix. With sharded weights (FSDP) every rank gathers the update, makes
+    params: matrices, each one logical matrix, or stacks of them (one per expert), [..., rows, columns]. With sharded weights (FSDP) every rank gathers the update, makes
     the same orthogonal matrix and keeps its own part.
     """
 
@@ -68,7 +68,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         for group in self.param_groups:
             for p in group["params"]:
-                if p.ndim != 2:
+                if p.ndim < 2:
                     raise ValueError(f"Muon takes matrices, not a weight of shape {list(p.shape)}")
                 self.state[p]["momentum"] = torch.zeros_like(p, memory_format=torch.preserve_format)
 
@@ -90,13 +90,15 @@ class Muon(torch.optim.Optimizer):
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
         shapes: dict[tuple[int, int], list[int]] = defaultdict(list)
         for i, update in enumerate(updates):
-            shapes[min(update.shape), max(update.shape)].append(i)
-        for indices in shapes.values():
+            shapes[min(update.shape[-2:]), max(update.shape[-2:])].append(i)
+        for (low, high), indices in shapes.items():
             whole = [_whole(updates[i]) for i in indices]
-            stack = torch.stack([u if u.shape[0] <= u.shape[1] else u.mT for u in whole])
-            for i, flat in zip(indices, orthogonalise(stack.to(_products(stack))), strict=True):
-                rows, columns = updates[i].shape
-                turned = flat if rows <= columns else flat.mT
+            lying = [u if u.shape[-2] <= u.shape[-1] else u.mT for u in whole]
+            stack = torch.cat([u.reshape(-1, low, high) for u in lying])
+            found = orthogonalise(stack.to(_products(stack))).split([u[..., 0, 0].numel() for u in whole])
+            for i, u, flat in zip(indices, lying, found, strict=True):
+                rows, columns = updates[i].shape[-2:]
+                turned = flat.view(u.shape) if rows <= columns else flat.view(u.shape).mT
                 params[i].add_(
                     _like(turned.to(params[i].dtype), params[i]),
                     alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)),
