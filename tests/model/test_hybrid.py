@@ -120,6 +120,23 @@ def test_rows_of_different_lengths_padding_copies_and_reuse() -> None:
         torch.testing.assert_close(again, whole[1:, :30], **close)
 
 
+@pytest.mark.parametrize("top_k", [1, 3, 100])
+def test_rows_of_different_lengths_go_on_token_by_token(top_k: int) -> None:
+    model = scrambled(config(top_k=top_k))
+    lengths = torch.tensor([1, 6, 7, 8, 19, 40])
+    tokens = torch.randint(0, 50, (6, 60))
+    with torch.no_grad():
+        whole = model(tokens)
+        cache = KVCache(model.config, 7, 60, dtype=torch.float64)
+        rows = torch.tensor([6, 0, 2, 1, 5, 3])
+        model(tokens[:, :40], cache=cache, rows=rows, counts=lengths)
+        for t in range(20):
+            at = (lengths + t).unsqueeze(1)
+            now = model(tokens.gather(1, at), cache=cache, rows=rows)
+            wanted = whole.gather(1, at.unsqueeze(2).expand(-1, -1, 50))
+            torch.testing.assert_close(now, wanted, rtol=1e-9, atol=1e-9)
+
+
 def test_a_narrower_cache_costs_its_rounding() -> None:
     model = scrambled(config(top_k=100), torch.float32)
     tokens = torch.randint(0, 50, (1, 40))

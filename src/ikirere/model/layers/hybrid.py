@@ -14,15 +14,17 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, KVState, attend
+from ikirere.model.layers.conv import single
 from ikirere.model.layers.mixer import Context, Step
 from ikirere.model.layers.parts import hybrid_attention
 from ikirere.model.layers.rope import RopeSpec, rotate
-from ikirere.model.layers.summaries import layout_of, pooled, summaries
+from ikirere.model.layers.summaries import best, block_tokens, layout_of, pooled, summaries
 from ikirere.recipe import mixers as recipe
 
 
@@ -181,6 +183,8 @@ class HybridAttention(Attention):
         state.store(k, v, logits, step, counts)
         if step.start is not None and step.counts is None and isinstance(step.rows, slice):
             return self._read(q, state, step.rows, step.start)
+        if length == 1:
+            return self._read_last(q, state, step)
         y = torch.zeros_like(q)
         for row, (slot, end, count) in enumerate(zip(step.picked, step.ends.tolist(), counts)):
             one = slice(row, row + 1)
@@ -197,6 +201,41 @@ class HybridAttention(Attention):
         number = layout.starts.shape[1]
         keys, values = (store[slots, :, :number] for store in (state.summary_keys, state.summary_values))
         return hybrid_attention(q, k, v, keys, values, layout, self.top_k)
+
+    def _read_last(self, q: Tensor, state: HybridState, step: Step) -> Tensor:
+        """One query each of rows of different lengths, q [B, 1, heads, Dh]: all that it sees is gathered and lies side
+        by side, shorter rows padded."""
+        stride, place, device = self.stride, step.starts, q.device
+        blocks = (place - (self.chunk - 1)).clamp_min(0) // stride
+        low = blocks * stride
+        window = low[:, None] + torch.arange(int((place - low).max()) + 1, device=device)
+        number = int(blocks.max())
+        order = torch.arange(number, device=device)
+        seen = (order < blocks[:, None]).unsqueeze(1).expand(-1, self.kv_heads, -1)
+        keys, values = (
+            store[step.column[:, 0], :, :number] for store in (state.summary_keys, state.summary_values)
+        )
+        summed = single(q).view(len(q), self.kv_heads, -1, self.head_dim).sum(2)
+        with torch.autocast(q.device.type, enabled=False):
+            scores = (single(keys) @ summed.unsqueeze(3)).squeeze(3).masked_fill(~seen, float("-inf"))
+        picked = best(scores, seen, self.top_k) if number > self.top_k else seen
+        chosen = torch.where(picked, order, number).sort(-1).values[..., : self.top_k]
+        tokens = block_tokens(chosen * stride, stride).flatten(2)
+        known = (chosen < number).repeat_interleave(stride, 2)
+        # Places that nobody may look at are read all the same, so they must be places that there are.
+        near, last = window.clamp_max(step.end - 1), state.keys.shape[2] - 1
+        at = torch.cat((near.unsqueeze(1).expand(-1, self.kv_heads, -1), tokens.clamp_max(last)), 2)
+        visible = torch.cat(
+            ((window <= place[:, None]).unsqueeze(1).expand(-1, self.kv_heads, -1), known, seen), 2
+        )
+        head = torch.arange(self.kv_heads, device=device).view(1, -1, 1)
+        k, v = (
+            torch.cat((store[step.column.unsqueeze(2), head, at], pooled_store), 2).to(q.dtype)
+            for store, pooled_store in ((state.keys, keys), (state.values, values))
+        )
+        grouped = q.reshape(len(q), self.kv_heads, -1, self.head_dim)
+        y = F.scaled_dot_product_attention(grouped, k, v, visible.unsqueeze(2))
+        return y.reshape(q.shape)
 
     @classmethod
     def new_state(
