@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,5 +134,27 @@ def test_what_it_says_and_refuses(run: Path) -> None:
     assert any("benchmarks" in line for line in said) and any("no questions" in line for line in said)
     assert [m.name for m in made.metrics] == ["perplexity", "bits_per_byte/code"]
     given = context(run, said)
-    with pytest.raises(UserError, match="needs the stage sft or dpo"):
+    with pytest.raises(UserError, match="needs the stage pretrain, sft or dpo"):
         EvaluateStage().run(replace(given, inputs={"data": run / "data"}))
+
+
+def test_a_base_model_is_measured_on_text_only(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "pretrain" / "milestones").mkdir(parents=True)
+    (tmp_path / "pretrain" / "model").symlink_to(run / "sft" / "model")
+    inputs = {"data": run / "data", "shards": run / "shards", "pretrain": tmp_path / "pretrain"}
+    said: list[str] = []
+
+    def made(*overrides: str) -> StageResult:
+        given = replace(context(run, said, *overrides), inputs=inputs, folder=tmp_path)
+        return EvaluateStage().run(given)
+
+    assert [m.name for m in made("pretrain.milestones=[]").metrics] == ["perplexity", "bits_per_byte/code"]
+    assert any("a base model is not asked" in line for line in said)
+    rows = [
+        {**row, "nats": row["nats"] + row["tokens"] * math.log(2)}
+        for row in read_rows(tmp_path / "bits.jsonl")
+    ]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "pretrain" / "milestones" / "early.jsonl").write_text(text)
+    metrics = {m.name: m.value for m in made("pretrain.milestones=[{name: early, step: 1}]").metrics}
+    assert metrics["perplexity_ratio/code"] == pytest.approx(0.5)

@@ -34,14 +34,15 @@ BATCH = 8  # sequences per pass for bits per byte
 
 
 class EvaluateStage:
-    """Judges the aligned model (dpo, else sft).
+    """Judges the aligned model (dpo, else sft); without one the base model, which is asked no questions.
 
     Artifacts: answers/<kind>.jsonl and answers/calculator-without-tool.jsonl (question, produced messages, scores,
     one row per question), questions.jsonl (the scores that are taken over all kinds), paired.jsonl (calculator
     questions with and without the tool), bits.jsonl, samples.json (some of each kind, to show).
     Metrics: right_tool/<kind>, right_arguments/<kind>, answer/<kind>, no_tool_when_not_needed,
     answer_without_tool/calculator, tool_gain (paired difference), tool_calls and seconds_per_question (means),
-    bits_per_byte/<domain>, perplexity (per token, all domains). A kind whose questions expect no call has no right_arguments.
+    bits_per_byte/<domain>, perplexity (per token, all domains), perplexity_ratio/<domain> (over that of pretrain's first
+    milestone, on the same documents; language.jsonl). A kind whose questions expect no call has no right_arguments.
 
     A recursive model writes no text: pretrain's is measured on the blanks of held-out rows (blanks.jsonl; perplexity,
     perplexity/<domain>, exact/<domain>) and beside the first milestone (language.jsonl; perplexity_ratio/<domain>, over
@@ -82,7 +83,10 @@ class EvaluateStage:
         before = torch.get_num_threads()
         try:
             fit_threads(model, SLOTS)
-            _questions(context, model, tokenizer, result)
+            if folder.parent.name != "pretrain":
+                _questions(context, model, tokenizer, result)
+            elif context.recipe.evaluate.questions:
+                context.say("evaluate.questions: a base model is not asked; they need the stage sft or dpo")
         finally:
             torch.set_num_threads(before)
         _bits(context, model, tokenizer, result)
@@ -95,10 +99,10 @@ def _window(recipe: Recipe) -> int:
 
 
 def _model_folder(context: StageContext) -> Path:
-    for stage in ("dpo", "sft"):
+    for stage in ("dpo", "sft", "pretrain"):
         if stage in context.inputs:
             return context.inputs[stage] / "model"
-    raise UserError("stages: evaluate needs the stage sft or dpo before it")
+    raise UserError("stages: evaluate needs the stage pretrain, sft or dpo before it")
 
 
 # ---------------------------------------------------------------- questions
@@ -251,18 +255,26 @@ def _recursive(context: StageContext) -> StageResult:
                 f"exact/{domain}", "proportion", BLANKS, "exact", where=where, confidence=confidence
             ),
         ]
-    if not recipe.pretrain.milestones:
-        return result
-    before = read_rows(folder / "milestones" / f"{recipe.pretrain.milestones[0].name}.jsonl")
+    _since_first_milestone(context, rows, result)
+    return result
+
+
+def _since_first_milestone(
+    context: StageContext, rows: Sequence[Mapping[str, Any]], result: StageResult
+) -> None:
+    """perplexity_ratio/<domain>: rows {domain, document, nats, tokens} beside the same of pretrain's first milestone."""
+    milestones = context.recipe.pretrain.milestones
+    if not milestones or "pretrain" not in context.inputs:
+        return
+    before = read_rows(context.inputs["pretrain"] / "milestones" / f"{milestones[0].name}.jsonl")
     changes = [
         {"domain": row["domain"], "nats": row["nats"] - old["nats"], "tokens": row["tokens"]}
         for row, old in zip(rows, before, strict=True)
     ]
     result.artifacts.append(context.write_rows(LANGUAGE, changes))
-    for domain in heldout:
+    for domain in dict.fromkeys(row["domain"] for row in changes):
         name, where = f"perplexity_ratio/{domain}", {"domain": domain}
         result.metrics.append(context.metric(name, "exp-ratio", LANGUAGE, "nats", "tokens", where=where))
-    return result
 
 
 # ---------------------------------------------------------------- bits per byte
@@ -294,3 +306,4 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
                 f"bits_per_byte/{domain}", "ratio", BITS, "bits", "bytes", where={"domain": domain}
             )
         )
+    _since_first_milestone(context, rows, result)
