@@ -133,7 +133,7 @@ def written(path: Path, name: str, text: str) -> None:
     """Puts `text` between the markers of `name`, which are added at the end where they are missing. All else stays."""
     begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
     section = f"{begin}\n{text.strip()}\n{end}"
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Learning benchmarks of models\n"
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks of models\n"
     if (start := old.find(begin)) >= 0 and (stop := old.find(end, start)) >= 0:
         new = old[:start] + section + old[stop + len(end) :]
     else:

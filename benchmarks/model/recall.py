@@ -78,11 +78,11 @@ ARMS: dict[str, Arm] = {
     "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
     "window, full with RoPE, 1:1": Arm("window full", WINDOW, after=FULL_AFTER),
     "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER),
-    "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE),
     "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.5),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
     "full with RoPE": Arm("full", {}, after=FULL_AFTER),
+    "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE),
     "hybrid in every layer": Arm("hybrid", HYBRID, after=HYBRID_AFTER),
     "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, after=HYBRID_AFTER),
     "window, hybrid of blocks of 4, top 8, 1:1": Arm("window hybrid", WINDOW | SMALL, after=HYBRID_AFTER),
