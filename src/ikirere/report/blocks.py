@@ -9,6 +9,7 @@ from ikirere.report import figures
 from ikirere.report.block import Block, Figure
 from ikirere.report.collect import Run, StageRecord
 from ikirere.report.hygiene import data
+from ikirere.report.pretraining import pretrain
 from ikirere.report.tables import Table, duration, measured, percent, size
 
 
@@ -35,43 +36,6 @@ def tokenizer(run: Run, stage: StageRecord) -> Block:
         f"{spec['kind']}, {spec['vocab_size']:,} ids with the special tokens; figures on held-out documents."
     )
     return Block("Tokenizer", note, [], [Table(("Figure", "Measured"), rows, {1})] if rows else [])
-
-
-def pretrain(run: Run, stage: StageRecord) -> Block:
-    block = Block(
-        "Pretraining",
-        "Bits per byte do not depend on the tokenizer: lower is better, and every compressor can be asked the same.",
-    )
-    log = stage.rows("log.jsonl")
-    if log:
-        block.figures.append(Figure(figures.loss_curve(log), "Training loss."))
-    sets = {
-        "model": stage.with_prefix("bits_per_byte"),
-        "gzip -9": stage.with_prefix("gzip9_bits_per_byte"),
-        "xz -9": stage.with_prefix("xz9_bits_per_byte"),
-    }
-    groups = {
-        domain: {name: found[domain]["value"] for name, found in sets.items() if domain in found}
-        for domain in sets["model"]
-    }
-    if groups:
-        svg = figures.grouped_bars(groups, "bits per byte")
-        block.figures.append(Figure(svg, "Held-out documents of distributions never trained on."))
-        rows = [(domain, *(measured(found.get(domain)) for found in sets.values())) for domain in groups]
-        block.tables.append(Table(("Domain", *sets), rows, {1, 2, 3}, "Bits per byte"))
-    rest = {n: m for n, m in stage.metrics.items() if "bits_per_byte" not in n or "@" in n}
-    rows = [(name, measured(metric)) for name, metric in sorted(rest.items())]
-    if rows:
-        block.tables.append(Table(("Figure", "Measured"), rows, {1}, "Training"))
-    for sample in (stage.json("samples.json") or [])[:4]:
-        text = str(sample.get("prompt", "")) + "⟦" + str(sample.get("continuation", "")) + "⟧"
-        block.texts.append(
-            {
-                "title": f"Held-out {sample.get('domain', 'text')}, continued by the model inside ⟦ ⟧",
-                "text": text,
-            }
-        )
-    return block
 
 
 def tuned(title: str, note: str) -> Callable[[Run, StageRecord], Block]:
@@ -112,11 +76,11 @@ def _turns(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
 
 
 def evaluate(run: Run, stage: StageRecord) -> Block:
-    block = Block(
-        "Tool use on held-out questions",
-        "Shares with 95% Wilson intervals. Questions share no operands or words with training rows.",
-    )
     kinds = sorted({n for p in ("right_tool", "right_arguments", "answer") for n in stage.with_prefix(p)})
+    block = Block("Evaluation", "Held-out text.")
+    if kinds:
+        note = "Shares with 95% Wilson intervals. Questions share no operands or words with training rows."
+        block = Block("Tool use on held-out questions", note)
     rows = [
         (
             kind,
