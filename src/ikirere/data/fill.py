@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ikirere.data.answers import find_answer
 from ikirere.data.batch import IGNORE
+from ikirere.data.loader import PhaseLike
 from ikirere.data.mixture import Schedule
 from ikirere.data.permutations import keyed, permuted
 from ikirere.data.shards import Shard
@@ -41,19 +42,6 @@ class Decoder(Protocol):
     def eos(self) -> int: ...
     def id(self, special: str) -> int: ...
     def decode_bytes(self, ids: Iterable[int]) -> bytes: ...
-
-
-class PhaseLike(Protocol):
-    """What is read of a phase; `recipe.sections.Phase` is one."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def mixture(self) -> Mapping[str, float]: ...
 
 
 @dataclass(frozen=True)

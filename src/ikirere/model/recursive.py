@@ -16,7 +16,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffns import ffns_of
 from ikirere.model.layers.kda import KimiDeltaAttention
-from ikirere.model.layers.mixer import Context, Linear
+from ikirere.model.layers.mixer import Context, Linear, settings_of
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.mlp import PositionMlp
 from ikirere.model.layers.rope import Rope
@@ -257,12 +257,7 @@ def rms(x: Tensor, eps: float) -> Tensor:
 
 def recursion_settings(config: ModelConfig) -> recipe.Recursive:
     """`model.mixers.recursive` with its defaults. Raises UserError naming the key of a setting that cannot be."""
-    try:
-        settings = recipe.settings("recursive", dict(config.mixers.get("recursive", {})))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(settings, recipe.Recursive)
-    return settings
+    return settings_of(recipe.Recursive, "recursive", config.mixers.get("recursive", {}))
 
 
 def _table(rows: int, size: int) -> nn.Embedding:

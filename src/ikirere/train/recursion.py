@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ikirere.data.batch import IGNORE, Batch
 from ikirere.data.fill import Example
+from ikirere.data.loader import PhaseLike
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
@@ -177,17 +178,6 @@ class Examples(Protocol):
 
     def example(self, phase: int, number: int) -> Example:
         """The phase's example of that number, 0, 1, 2, ..., of the phase's length."""
-
-
-class PhaseLike(Protocol):
-    """What is read of a phase; `recipe.sections.Phase` is one."""
-
-    @property
-    def steps(self) -> int: ...
-    @property
-    def sequence_length(self) -> int: ...
-    @property
-    def batch_size(self) -> int: ...
 
 
 class CarriedRows:

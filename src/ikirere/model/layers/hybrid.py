@@ -21,7 +21,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, KVState, attend
 from ikirere.model.layers.conv import single
-from ikirere.model.layers.mixer import Context, Step
+from ikirere.model.layers.mixer import Context, Step, settings_of
 from ikirere.model.layers.parts import hybrid_attention
 from ikirere.model.layers.rope import RopeSpec, rotate
 from ikirere.model.layers.summaries import best, block_tokens, layout_of, pooled, summaries
@@ -30,12 +30,7 @@ from ikirere.recipe import mixers as recipe
 
 def hybrid_settings(settings: Mapping[str, Any]) -> recipe.Hybrid:
     """The settings with their defaults filled in. Raises UserError naming the key of one that cannot be."""
-    try:
-        found = recipe.settings("hybrid", dict(settings))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(found, recipe.Hybrid)
-    return found
+    return settings_of(recipe.Hybrid, "hybrid", settings)
 
 
 class HybridState(KVState):

@@ -12,11 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.delta import delta_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import document_places, padding
 from ikirere.recipe import mixers as recipe
@@ -38,11 +37,7 @@ class Sizes(NamedTuple):
 
 def kda_sizes(config: ModelConfig, settings: Mapping[str, Any]) -> Sizes:
     """Raises UserError naming the key of a setting that cannot be."""
-    try:
-        k = recipe.settings("kda", dict(settings))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(k, recipe.Kda)
+    k = settings_of(recipe.Kda, "kda", settings)
     heads = k.num_heads or config.num_attention_heads
     return Sizes(heads, k.head_dim, k.conv_size, k.gate_rank or k.head_dim, k.chunk_size)
 

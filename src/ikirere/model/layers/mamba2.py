@@ -11,11 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.decay import decay_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
 from ikirere.recipe import mixers as recipe
@@ -26,12 +25,7 @@ _STEP = (1e-3, 0.1)  # softplus(dt_bias) starts within
 
 def mamba2_sizes(config: ModelConfig, settings: Mapping[str, Any]) -> recipe.Mamba2Sizes:
     """Raises UserError naming the key of a setting that cannot be."""
-    try:
-        checked = recipe.settings("mamba2", dict(settings))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(checked, recipe.Mamba2)
-    return checked.sizes(config.hidden_size)
+    return settings_of(recipe.Mamba2, "mamba2", settings).sizes(config.hidden_size)
 
 
 class Mamba2(Mixer):

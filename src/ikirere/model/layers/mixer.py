@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.rope import RopeSpec
+from ikirere.recipe import mixers as recipe
+from ikirere.recipe.section import Section
 
 
 class Linear(nn.Linear):
@@ -155,3 +157,17 @@ def check_settings(
     if unknown := sorted(set(given) - set(accepted)):
         known = f"accepted are {', '.join(accepted)}" if accepted else "it takes none"
         raise UserError(f"model.{section}.{name}.{unknown[0]}: {name!r} has no such setting; {known}")
+
+
+S = TypeVar("S", bound=Section)
+
+
+def settings_of(kind: type[S], name: str, given: Mapping[str, Any]) -> S:
+    """The checked settings of the mixer `name`, of the class `kind`, defaults filled in. Raises UserError naming the key of
+    one that cannot be."""
+    try:
+        found = recipe.settings(name, dict(given))
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None
+    assert isinstance(found, kind)
+    return found

@@ -14,7 +14,7 @@ from torch import Tensor
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import attend
-from ikirere.model.layers.mixer import Context, Linear, Mixer, Step
+from ikirere.model.layers.mixer import Context, Linear, Mixer, Step, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.recipe import mixers as recipe
 
@@ -23,12 +23,7 @@ _NORM_EPS = 1e-6  # of the latent norms, as DeepSeek's and Kimi's classes have i
 
 def mla_sizes(config: ModelConfig, settings: Mapping[str, Any]) -> recipe.MlaSizes:
     """The settings with their defaults filled in. Raises UserError naming the key of one that cannot be."""
-    try:
-        m = recipe.settings("mla", dict(settings))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(m, recipe.Mla)
-    return m.sizes(config.head_dim)
+    return settings_of(recipe.Mla, "mla", settings).sizes(config.head_dim)
 
 
 class LatentState:

@@ -10,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import single
 from ikirere.model.layers.decay import decay_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
 from ikirere.model.layers.rope import RopeSpec, rotate
@@ -23,12 +22,7 @@ from ikirere.recipe import mixers as recipe
 
 def _checked(settings: Mapping[str, Any]) -> recipe.Retention:
     """Raises UserError naming the key of a setting that cannot be."""
-    try:
-        checked = recipe.settings("retention", dict(settings))
-    except ValueError as error:
-        raise UserError(f"model.{error}") from None
-    assert isinstance(checked, recipe.Retention)
-    return checked
+    return settings_of(recipe.Retention, "retention", settings)
 
 
 def log_decay(heads: int, device: torch.device) -> Tensor:
