@@ -6,6 +6,12 @@ import signal
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples on every run and machine, however slow it is; `--hypothesis-profile=explore` draws new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None)
+settings.load_profile("same")
 
 # The suite runs one worker per core, and tiny models lose more to waiting threads than they gain.
 torch.set_num_threads(1)
