@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from rule_room import close, gradients, resets
 
 from ikirere.model.layers import decay
 from ikirere.model.layers.conv import ShortConv
@@ -23,24 +29,6 @@ def made(
     return [q, k, v, -gate * g, torch.randn(batch, heads, keys, 6, generator=r)]
 
 
-def begun(seed: int, length: int, share: float, batch: int = 2) -> Tensor:
-    return torch.rand(batch, length, generator=torch.Generator().manual_seed(seed)) < share
-
-
-def results(rule: object, given_: list[Tensor], starts: Tensor | None, *more: int) -> list[Tensor]:
-    """Both results, and the gradients of a random sum of them with respect to all inputs."""
-    wanted = [t.clone().requires_grad_() for t in given_]
-    o, state = rule(*wanted, starts, *more)  # type: ignore[operator]
-    r = torch.Generator().manual_seed(1)
-    sum((t * torch.randn(t.shape, generator=r)).sum() for t in (o, state)).backward()
-    return [o.detach(), state.detach(), *(t.grad for t in wanted if t.grad is not None)]
-
-
-def near(ours: Tensor, expected: Tensor, bound: float) -> None:
-    assert torch.isfinite(ours).all()
-    assert (ours - expected).abs().max() <= bound * expected.abs().max().clamp_min(1e-20)
-
-
 @settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 10**6),
@@ -54,11 +42,11 @@ def test_decay_chunks_equal_the_rule_as_written(
     seed: int, length: int, chunk: int, gate: float, share: float, groups: tuple[int, int]
 ) -> None:
     given_ = made(seed, length, gate, groups=groups[0], shared=groups[1])
-    starts = begun(seed, length, share) if share else None
-    expected, ours = results(recurrent, given_, starts), results(chunked, given_, starts, chunk)
+    starts = resets(seed, length, share) if share else None
+    expected, ours = gradients(recurrent, given_, starts), gradients(chunked, given_, starts, chunk)
     assert len(ours) == 7
     for a, b in zip(ours, expected, strict=True):
-        near(a, b, 2e-5)
+        close(a, b, 2e-5)
 
 
 def test_decay_gradients_by_differences() -> None:
@@ -73,10 +61,10 @@ def test_extreme_decays_lose_no_accuracy(gate: float) -> None:
     """Decays of all sizes side by side: what is weak must not be drowned by what is strong."""
     given_ = made(5, 200)
     given_[3] = -gate * torch.rand(given_[3].shape, generator=torch.Generator().manual_seed(2)) ** 6
-    exact = results(recurrent, [t.double() for t in given_], None)
-    ours = results(chunked, given_, None)
+    exact = gradients(recurrent, [t.double() for t in given_], None)
+    ours = gradients(chunked, given_, None)
     for a, b in zip(ours, exact, strict=True):
-        near(a.double(), b, 3e-6)
+        close(a.double(), b, 3e-6)
     # Each gradient of g for itself, not only beside the largest: no sum of terms that cancel.
     of_g, expected = ours[5].double(), exact[5]
     seen = expected.abs() > 1e-9 * expected.abs().max()
@@ -86,20 +74,22 @@ def test_extreme_decays_lose_no_accuracy(gate: float) -> None:
 def test_a_decay_to_nothing_has_finite_gradients() -> None:
     given_ = made(5, 70)
     given_[3][:, ::9] = float("-inf")
-    for ours, expected in zip(results(chunked, given_, None), results(recurrent, given_, None), strict=True):
+    for ours, expected in zip(
+        gradients(chunked, given_, None), gradients(recurrent, given_, None), strict=True
+    ):
         assert torch.isfinite(ours).all()
-        near(ours, expected.nan_to_num(), 1e-5)
+        close(ours, expected.nan_to_num(), 1e-5)
 
 
 @pytest.mark.parametrize("gate", [0.0, 0.02])
 def test_a_decaying_state_stays_finite_over_65536_tokens(gate: float) -> None:
     given_ = made(9, 65_536, gate, batch=1, groups=1)
-    ours = results(chunked, given_, None)
+    ours = gradients(chunked, given_, None)
     assert all(torch.isfinite(t).all() for t in ours)
     with torch.no_grad():
         o, state = decay_rule(*given_)  # in pieces
-    near(o, ours[0], 1e-5)
-    near(state, ours[1], 1e-5)
+    close(o, ours[0], 1e-5)
+    close(state, ours[1], 1e-5)
     assert o.std() > 0.05
 
 
@@ -123,7 +113,7 @@ def test_places_that_neither_decay_nor_write_change_nothing() -> None:
     q, k, v, g, state = made(2, 40)
     _, before = decay_rule(q[:, :25], k[:, :25], v[:, :25], g[:, :25], state)
     g[:, 25:], v[:, 25:] = 0.0, 0.0
-    near(decay_rule(q, k, v, g, state)[1], before, 1e-6)
+    close(decay_rule(q, k, v, g, state)[1], before, 1e-6)
 
 
 def test_autocast_leaves_the_decay_rule_alone() -> None:
@@ -133,18 +123,18 @@ def test_autocast_leaves_the_decay_rule_alone() -> None:
         with torch.autocast("cpu", dtype=torch.bfloat16):
             return decay_rule(*given)
 
-    plain, other = results(decay_rule, given_, None), results(mixed, given_, None)
+    plain, other = gradients(decay_rule, given_, None), gradients(mixed, given_, None)
     assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
     half = [t.bfloat16() for t in given_]
     assert {t.dtype for t in decay_rule(*half)} == {torch.float32}
 
 
 def test_decay_pieces_and_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    given_, starts = made(4, 130), begun(4, 130, 0.05)
+    given_, starts = made(4, 130), resets(4, 130, 0.05)
     plain = chunked(*given_, starts)[0]
     monkeypatch.setattr(decay, "_PIECE", 50)
     with torch.no_grad():
-        near(decay_rule(*given_, starts)[0], plain, 1e-6)
+        close(decay_rule(*given_, starts)[0], plain, 1e-6)
     monkeypatch.setitem(decay.KERNELS, "cpu", lambda q, k, v, g, state, starts: (v * 2, state))
     assert torch.equal(decay_rule(*given_)[0], given_[2] * 2)
 

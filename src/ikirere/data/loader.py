@@ -26,8 +26,8 @@ FULL = 0.99  # share of places with tokens below which a note is made
 AHEAD = 1 << 22  # places located at once: finding one row costs about as much as finding many
 
 
-class PhaseLike(Protocol):
-    """What is read of a phase; `recipe.sections.Phase` is one."""
+class Stretch(Protocol):
+    """So many steps of rows of one length."""
 
     @property
     def steps(self) -> int: ...
@@ -35,6 +35,11 @@ class PhaseLike(Protocol):
     def sequence_length(self) -> int: ...
     @property
     def batch_size(self) -> int: ...
+
+
+class PhaseLike(Stretch, Protocol):
+    """What is read of a phase; `recipe.sections.Phase` is one."""
+
     @property
     def mixture(self) -> Mapping[str, float]: ...
 

@@ -20,6 +20,7 @@ from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.moe import MixtureOfExperts
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.rope import Rope, RopeSpec
+from ikirere.model.network import Network
 
 
 class Block(nn.Module):
@@ -43,7 +44,7 @@ class Block(nn.Module):
         return x + self.ffn(self.ffn_norm(x), context)
 
 
-class Decoder(nn.Module):
+class Decoder(Network):
     """A causal language model: token i sees tokens j <= i of its own document.
 
     Built with weights drawn from seed 0; `reset_parameters` draws others. Under `torch.device("meta")`
@@ -74,25 +75,6 @@ class Decoder(nn.Module):
         self.set_attention(config.layer_pattern)
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
-
-    @property
-    def output_weight(self) -> Tensor:
-        """The matrix [vocab_size, hidden_size] that turns hidden states into logits, tied or not."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
-        return self.embed_tokens.weight.dtype
-
-    def num_parameters(self) -> int:
-        """Trainable numbers, a tied matrix counted once. Works on the meta device."""
-        return sum(p.numel() for p in self.parameters())
 
     def set_rope_theta(self, theta: float) -> None:
         """Changes the base of the rotary positions from now on, as context-extension phases do."""

@@ -20,6 +20,7 @@ from ikirere.model.layers.mixer import Context, Linear, settings_of
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.mlp import PositionMlp
 from ikirere.model.layers.rope import Rope
+from ikirere.model.network import Network
 from ikirere.recipe import mixers as recipe
 
 HALT_BIAS = -5.0  # of the halting head: at the start nothing halts
@@ -68,7 +69,7 @@ class CoreBlock(nn.Module):
         return (ahead + back.flip(1)) * 0.5
 
 
-class RecursiveModel(nn.Module):
+class RecursiveModel(Network):
     """An embedding, a core of post-norm blocks that sees both ways, a head, and a head that tells when to halt.
 
     The row is `puzzle_tokens` positions in front (zeros; with `puzzles` the first is the puzzle's own vector) and T
@@ -108,25 +109,6 @@ class RecursiveModel(nn.Module):
             block.mixer.turn = kinds.index(spec) if spec is not None else 0
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
-
-    @property
-    def output_weight(self) -> Tensor:
-        """The matrix [vocab_size, hidden_size] that turns states into logits, tied or not."""
-        return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return self.embed_tokens.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What the weights are stored in."""
-        return self.embed_tokens.weight.dtype
-
-    def num_parameters(self) -> int:
-        """Trainable numbers, a tied matrix counted once; start states are not trained. Works on the meta device."""
-        return sum(p.numel() for p in self.parameters())
 
     def blocks(self) -> Iterator[CoreBlock]:
         """The core's layers in order, typed."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ikirere.data.batch import IGNORE, Batch
 from ikirere.data.fill import Example
-from ikirere.data.loader import PhaseLike
+from ikirere.data.loader import Stretch
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
@@ -194,7 +194,7 @@ class CarriedRows:
     def __init__(
         self,
         examples: Examples,
-        phases: Sequence[PhaseLike],
+        phases: Sequence[Stretch],
         halted: Callable[[], Tensor],
         seed: int,
         exploration: float = 0.1,

@@ -28,6 +28,7 @@ from transformers import (
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast, MaskedLMOutput
 
+from ikirere.model.build import build_model
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -90,20 +91,18 @@ class IkirereCache(Cache):
         self.rows = torch.tensor(free)
 
 
-class IkirereForCausalLM(PreTrainedModel, GenerationMixin):
-    """A `Decoder` as transformers sees one. Rows may be padded on either side, as attention_mask says."""
+class IkirereModel(PreTrainedModel):
+    """What both classes share: the network of the configuration, built here and filled by transformers."""
 
-    config_class = IkirereConfig
     config: IkirereConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
     supports_gradient_checkpointing = False
     _keep_in_fp32_modules_strict = EXACT
-    _is_stateful = True  # recurrent states cannot be cut back, so drafts cannot be taken back
 
     def __init__(self, config: IkirereConfig) -> None:
         super().__init__(config)
-        self.model = Decoder(config.shape)
+        self.model = build_model(config.shape)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -113,6 +112,14 @@ class IkirereForCausalLM(PreTrainedModel, GenerationMixin):
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
+
+
+class IkirereForCausalLM(IkirereModel, GenerationMixin):
+    """A `Decoder` as transformers sees one. Rows may be padded on either side, as attention_mask says."""
+
+    config_class = IkirereConfig
+    model: Decoder
+    _is_stateful = True  # recurrent states cannot be cut back, so drafts cannot be taken back
 
     def get_output_embeddings(self) -> nn.Module | None:
         return self.model.lm_head
@@ -187,27 +194,12 @@ class IkirereForCausalLM(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
 
 
-class IkirereForMaskedLM(PreTrainedModel):
+class IkirereForMaskedLM(IkirereModel):
     """A `RecursiveModel` as transformers sees one: it fills blanks, all at once, each place seeing the whole row. For
     inference; training it is `train.recursion`'s business."""
 
     config_class = IkirereRecursiveConfig
-    config: IkirereRecursiveConfig
-    base_model_prefix = "model"
-    main_input_name = "input_ids"
-    _keep_in_fp32_modules_strict = EXACT
-
-    def __init__(self, config: IkirereRecursiveConfig) -> None:
-        super().__init__(config)
-        self.model = RecursiveModel(config.shape)
-        self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, Rope):
-            module.fill()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.model.embed_tokens
+    model: RecursiveModel
 
     def forward(
         self,

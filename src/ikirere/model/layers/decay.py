@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ikirere.model.layers.recurrent import run_rule
+
 CHUNK = 64
 _PIECE = 4096
 """Tokens handled at once where no gradient is wanted: it bounds what long prompts take."""
@@ -78,22 +80,10 @@ def _choose(
 ) -> tuple[Tensor, Tensor]:
     wide = torch.float64 if torch.float64 in (q.dtype, v.dtype, g.dtype) else torch.float32
     q, k, v, g = (t.to(wide) for t in (q, k, v, g))
-    batch, length, heads, values = v.shape
+    batch, _, heads, values = v.shape
     state = q.new_zeros(batch, heads, q.shape[-1], values) if state is None else state.to(wide)
-    with torch.autocast(q.device.type, enabled=False):
-        if kernel := KERNELS.get(q.device.type):
-            return kernel(q, k, v, g, state, resets)
-        if length == 1:
-            return recurrent(q, k, v, g, state, resets)
-        if length <= _PIECE or torch.is_grad_enabled():
-            return chunked(q, k, v, g, state, resets, chunk)
-        done = []
-        for start in range(0, length, _PIECE):
-            part = slice(start, start + _PIECE)
-            cut = None if resets is None else resets[:, part]
-            o, state = chunked(q[:, part], k[:, part], v[:, part], g[:, part], state, cut, chunk)
-            done.append(o)
-        return torch.cat(done, dim=1), state
+    kernel = KERNELS.get(q.device.type)
+    return run_rule(recurrent, chunked, kernel, (q, k, v, g), state, resets, chunk, _PIECE)
 
 
 def recurrent(

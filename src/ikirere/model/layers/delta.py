@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ikirere.model.layers.delta_chunks import Inverse, Scan, Within
+from ikirere.model.layers.recurrent import run_rule
 
 CHUNK = 64
 _PIECE = 4096
@@ -80,22 +81,8 @@ def _choose(
     wide = torch.float64 if torch.float64 in (q.dtype, v.dtype, g.dtype) else torch.float32
     q, k, v, g, beta = (t.to(wide) for t in (q, k, v, g, beta))
     state = q.new_zeros(*q.shape[:1], *q.shape[2:], v.shape[-1]) if state is None else state.to(wide)
-    with torch.autocast(q.device.type, enabled=False):
-        if kernel := KERNELS.get(q.device.type):
-            return kernel(q, k, v, g, beta, state, resets)
-        if q.shape[1] == 1:
-            return recurrent(q, k, v, g, beta, state, resets)
-        if q.shape[1] <= _PIECE or torch.is_grad_enabled():
-            return chunked(q, k, v, g, beta, state, resets, chunk)
-        done = []
-        for start in range(0, q.shape[1], _PIECE):
-            part = slice(start, start + _PIECE)
-            cut = None if resets is None else resets[:, part]
-            o, state = chunked(
-                q[:, part], k[:, part], v[:, part], g[:, part], beta[:, part], state, cut, chunk
-            )
-            done.append(o)
-        return torch.cat(done, dim=1), state
+    kernel = KERNELS.get(q.device.type)
+    return run_rule(recurrent, chunked, kernel, (q, k, v, g, beta), state, resets, chunk, _PIECE)
 
 
 def recurrent(

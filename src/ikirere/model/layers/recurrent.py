@@ -2,10 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ikirere.model.layers.mixer import Step
+
+
+def run_rule(
+    recurrent: Callable[..., tuple[Tensor, Tensor]],
+    chunked: Callable[..., tuple[Tensor, Tensor]],
+    kernel: Callable[..., tuple[Tensor, Tensor]] | None,
+    tokens: tuple[Tensor, ...],
+    state: Tensor,
+    resets: Tensor | None,
+    chunk: int,
+    piece: int,
+) -> tuple[Tensor, Tensor]:
+    """Outputs [B, T, ...] and the state after the last token, by the form that fits: the device's kernel where there is
+    one, the rule as written for one token, else chunks, `piece` tokens at once where no gradient is wanted.
+
+    tokens: what the rule has of each token, [B, T, ...] each. All forms take (*tokens, state, resets), chunked also
+    the chunk. Autocast is off inside.
+    """
+    length = tokens[0].shape[1]
+    with torch.autocast(tokens[0].device.type, enabled=False):
+        if kernel is not None:
+            return kernel(*tokens, state, resets)
+        if length == 1:
+            return recurrent(*tokens, state, resets)
+        if length <= piece or torch.is_grad_enabled():
+            return chunked(*tokens, state, resets, chunk)
+        done = []
+        for start in range(0, length, piece):
+            part = slice(start, start + piece)
+            cut = None if resets is None else resets[:, part]
+            o, state = chunked(*(t[:, part] for t in tokens), state, cut, chunk)
+            done.append(o)
+        return torch.cat(done, dim=1), state
 
 
 class RecurrentState:
