@@ -310,13 +310,19 @@ def test_a_client_that_leaves_aborts_its_request(slow: Server, stream: bool) -> 
 
 
 def test_requests_share_the_engine(slow: Server) -> None:
-    began = time.monotonic()
-    alone = slow.chat("count", max_tokens=40)
-    single = time.monotonic() - began
-    began = time.monotonic()
-    answer = slow.chat("count", max_tokens=40, n=4)
-    assert time.monotonic() - began < 3 * single
-    assert {choice.message.content for choice in answer.choices} == {alone.choices[0].message.content}
+    # Four answers one after the other would take four times as long, at any load; three trials as others run beside.
+    ratios = []
+    for _ in range(3):
+        began = time.monotonic()
+        alone = slow.chat("count", max_tokens=40)
+        single = time.monotonic() - began
+        began = time.monotonic()
+        answer = slow.chat("count", max_tokens=40, n=4)
+        ratios.append((time.monotonic() - began) / single)
+        assert {choice.message.content for choice in answer.choices} == {alone.choices[0].message.content}
+        if ratios[-1] < 3:
+            break
+    assert min(ratios) < 3, ratios
 
 
 def test_a_signal_ends_the_server_even_while_it_writes() -> None:
