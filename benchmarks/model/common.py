@@ -27,7 +27,7 @@ from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.programme.measure import wilson
 from ikirere.recipe.sections import Optimizer, Schedule, Training
-from ikirere.train.hooks import Source, TrainSummary
+from ikirere.train.hooks import Hooks, Source, TrainSummary
 from ikirere.train.loop import train
 from ikirere.train.objective import CrossEntropy
 
@@ -212,9 +212,18 @@ def bits(model: Decoder, data: np.ndarray, length: int, count: int) -> torch.Ten
 
 
 def trained(
-    config: ModelConfig, source: Source, steps: int, lr: float, seed: int, muon_lr: float | None = 0.02
+    config: ModelConfig,
+    source: Source,
+    steps: int,
+    lr: float,
+    seed: int,
+    muon_lr: float | None = 0.02,
+    before: Callable[[int, Decoder], None] | None = None,
 ) -> tuple[Decoder, TrainSummary]:
-    """A decoder of weights drawn from `seed`, after `steps` of Ikirere's loop; in evaluation mode."""
+    """A decoder of weights drawn from `seed`, after `steps` of Ikirere's loop; in evaluation mode.
+
+    before: called ahead of each step with the number of those that are done.
+    """
     model = Decoder(config)
     model.reset_parameters(torch.Generator().manual_seed(seed))
     optimizer = Optimizer(name="muon" if muon_lr else "adamw", lr=lr, muon_lr=muon_lr, weight_decay=0.01)
@@ -223,5 +232,6 @@ def trained(
         compile="off", checkpoint_every=10**9, log_every=50,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        summary = train(model, source, CrossEntropy(), training, steps, Path(folder), seed)
+        hooks = Hooks() if before is None else Hooks(before=before)
+        summary = train(model, source, CrossEntropy(), training, steps, Path(folder), seed, hooks)
     return model.eval(), summary

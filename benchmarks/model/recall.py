@@ -7,7 +7,8 @@ Training: 1 to --pairs pairs defined anywhere in the first half of a row, asked 
 needs two layers that fit each other (the value's place must hold its key before a question can find it), which tiny models
 find only after millions of tokens. So all arms go through the same three stages: rows whose pairs are one token each
 (`fused`, followed by filler), which one layer can answer, of half the --length; a growing share of real pairs; real pairs
-only, of --length tokens.
+only, of --length tokens, up to twice as many (as many as the first half holds). Hybrid layers run as full attention in the
+first two stages, as a curriculum of lengths has it.
 
 Tests, at lengths T = 1, 2, 4 times --length and with real pairs only: all definitions in the first quarter, each key asked
 once in the last quarter, filler between, so that at least T / 2 tokens lie between a value and its question.
@@ -37,7 +38,7 @@ from ikirere.model.decoder import Decoder
 NAME = "recall.py"
 KEYS, VALUES, FILLERS = 16, 16, 4
 FUSED = KEYS + VALUES + FILLERS  # the first of KEYS * VALUES tokens that are a pair each
-WIDTH, HEADS = 64, 4
+WIDTH, HEADS = 64, 2
 TIMES = (1, 2, 4)
 FIRST, MIXED = 0.45, 0.65  # shares of the steps: until then only fused pairs, and until then some
 TASKS = {
@@ -56,16 +57,22 @@ class Arm(NamedTuple):
     layers: int = 2
     share: float = 1.0  # of --steps; what learns the stages sooner, or never, gets fewer
     after: dict[str, Mixers] | None = None  # more rows of the same weights: added to the name, other settings
+    first: str | None = None  # pattern as which it runs in the first two stages
 
 
 WINDOW: Mixers = {"window": {"window": 8}}
 NOPE: Mixers = {"full": {"rope": False}}
 KDA: Mixers = {"kda": {"head_dim": 16, "chunk_size": 32}}
-HYBRID: Mixers = {"hybrid": {"local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none"}}
+HYBRID: Mixers = {
+    "hybrid": {
+        "local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none", "selection_weight": 1.0
+    }
+}  # fmt: skip
+UNTAUGHT = {"hybrid": HYBRID["hybrid"] | {"selection_weight": 0.0}}
 HYBRID_NOPE = {"hybrid": HYBRID["hybrid"] | {"rope": False}}
 EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
 SMALL = {"hybrid": HYBRID["hybrid"] | {"global_stride": 4, "top_k": 8}}
-WIDE = {"kda": KDA["kda"] | {"head_dim": 32, "num_heads": 2}}  # as many channels, twice the state
+WIDE = {"kda": KDA["kda"] | {"head_dim": 32}}  # four times the state
 YARN = {"rope_scaling": "yarn"}
 FULL_AFTER: dict[str, Mixers] = {", YaRN afterwards": {"full": YARN}}
 HYBRID_AFTER: dict[str, Mixers] = {
@@ -74,19 +81,25 @@ HYBRID_AFTER: dict[str, Mixers] = {
     ", YaRN and all blocks afterwards": {"hybrid": YARN | {"top_k": 64}},
 }
 ARMS: dict[str, Arm] = {
-    "window alone": Arm("window", WINDOW, share=0.5),
-    "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE),
-    "window, full with RoPE, 1:1": Arm("window full", WINDOW, after=FULL_AFTER),
-    "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER),
-    "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.5),
+    "window alone": Arm("window", WINDOW, share=0.25),
+    "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE, share=0.5),
+    "window, full with RoPE, 1:1": Arm("window full", WINDOW, share=0.5, after=FULL_AFTER),
+    "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER, first="window full"),
+    "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
     "full with RoPE": Arm("full", {}, after=FULL_AFTER),
-    "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE),
-    "hybrid in every layer": Arm("hybrid", HYBRID, after=HYBRID_AFTER),
+    "window, hybrid without selection loss, 1:1": Arm(
+        "window hybrid", WINDOW | UNTAUGHT, after=HYBRID_AFTER, first="window full"
+    ),
+    "window, hybrid from the first step, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER),
+    "window, hybrid without RoPE, 1:1": Arm("window hybrid", WINDOW | HYBRID_NOPE, first="window full"),
+    "hybrid in every layer": Arm("hybrid", HYBRID, after=HYBRID_AFTER, first="full"),
     "window, hybrid of all blocks, 1:1": Arm("window hybrid", WINDOW | EVERY, after=HYBRID_AFTER),
-    "window, hybrid of blocks of 4, top 8, 1:1": Arm("window hybrid", WINDOW | SMALL, after=HYBRID_AFTER),
-    "KDA of 2 heads of 32, full without RoPE, 3:1": Arm("kda*3 full", WIDE | NOPE, layers=4),
+    "window, hybrid of blocks of 4, top 8, 1:1": Arm(
+        "window hybrid", WINDOW | SMALL, after=HYBRID_AFTER, first="window full"
+    ),
+    "KDA of heads of 32, full without RoPE, 3:1": Arm("kda*3 full", WIDE | NOPE, layers=4),
     "KDA alone": Arm("kda", KDA),
     "mamba2 alone": Arm("mamba2", {}),
     "retention alone": Arm("retention", {}),
@@ -189,12 +202,18 @@ def run(name: str, arm: Arm, args: argparse.Namespace, seed: int, found: Found) 
         done = step / steps
         fused = 1 - min(1.0, max(0.0, (done - FIRST) / (MIXED - FIRST)))
         shorter = 2 if fused else 1  # so that all steps have the same number of tokens
-        count, pairs = args.batch * shorter // 2, int(rng.integers(1, args.pairs + 1))
+        most = args.pairs if fused else 2 * args.pairs
+        count, pairs = args.batch * shorter // 2, int(rng.integers(1, most + 1))
         return training_batch(rng, count, args.length // shorter, pairs, fused)
+
+    def before(done: int, model: Decoder) -> None:
+        pattern = arm.first if arm.first and done < MIXED * steps else arm.pattern
+        if model.attention != pattern:
+            model.set_attention(pattern)
 
     steps = max(1, round(arm.share * args.steps))
     began = time.process_time()
-    model, _ = trained(shape(arm, args.length), Drawn(draw, seed), steps, args.lr, seed, None)
+    model, _ = trained(shape(arm, args.length), Drawn(draw, seed), steps, args.lr, seed, None, before)
     spent = time.process_time() - began
     models = {name: model}
     for label, other in (arm.after or {}).items():
@@ -261,8 +280,8 @@ def main(argv: list[str] | None = None) -> None:
     made.add_argument(
         "--batch", type=int, default=32, help="rows of the first stages; half as many in the last"
     )
-    made.add_argument("--steps", type=int, default=1000)
-    made.add_argument("--lr", type=float, default=5e-3)
+    made.add_argument("--steps", type=int, default=2000)
+    made.add_argument("--lr", type=float, default=3e-3)
     made.add_argument("--questions", type=int, default=512, help="of each test and seed")
     made.add_argument("--arms", nargs="+", choices=[*ARMS, *FURTHER], default=list(ARMS))
     made.add_argument(

@@ -131,11 +131,18 @@ class Decoder(Network):
             block.ffn.start(generator)
 
     @property
-    def auxiliary(self) -> Tensor | None:
-        """Losses of the routers of the last forward pass in training, summed over layers; None without experts."""
-        found = [b.ffn.auxiliary for b in self.blocks() if isinstance(b.ffn, MixtureOfExperts)]
-        known = [loss for loss in found if loss is not None]
-        return torch.stack(known).sum() if known else None
+    def auxiliary(self) -> dict[str, Tensor]:
+        """What the last forward pass in training adds to the loss, summed over layers: `router_loss` of experts,
+        `selection_loss` of hybrid layers."""
+        found: dict[str, list[Tensor]] = {}
+        for block in self.blocks():
+            for name, loss in (
+                ("router_loss", block.ffn.auxiliary),
+                ("selection_loss", block.mixer.auxiliary),
+            ):
+                if loss is not None:
+                    found.setdefault(name, []).append(loss)
+        return {name: torch.stack(losses).sum() for name, losses in found.items()}
 
     def after_step(self) -> dict[str, Tensor]:
         """What experts do once per optimiser step; figures for the log: each expert's share of its layer's tokens times

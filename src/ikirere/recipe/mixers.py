@@ -49,6 +49,11 @@ class Hybrid(Section):
     global_stride: Positive = Field(default=1024, description="tokens per block and summary")
     global_tokens: Literal["learned_summaries"] = "learned_summaries"
     top_k: Positive = Field(default=8, description="blocks attended exactly")
+    selection_weight: float = Field(
+        default=0.0,
+        ge=0,
+        description="weight of the loss that teaches summaries which blocks exact attention would read",
+    )
     rope: bool = Field(default=True, description="false: no positions (NoPE), as beside window layers")
     streaming_links: Literal["ring"] = Field(default="ring", description="order of context parallelism")
     rope_scaling: Literal["none", "yarn", "ntk"] = "yarn"

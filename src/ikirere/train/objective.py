@@ -70,8 +70,9 @@ class CrossEntropy:
         hidden = model.hidden(batch.tokens, batch.positions, batch.document_ids)
         loss, nll, z = cross_entropy(hidden, model.output_weight, batch.labels, self.z_loss)
         scalars = {"nll": nll, "z_loss": z} if self.z_loss else {}
-        if (router := getattr(model, "auxiliary", None)) is not None:
-            loss, scalars = loss + router, {"nll": nll, **scalars, "router_loss": router.detach()}
+        if added := getattr(model, "auxiliary", None):
+            scalars = {"nll": nll, **scalars, **{name: value.detach() for name, value in added.items()}}
+            loss = torch.stack([loss, *added.values()]).sum()
         return loss, scalars
 
 

@@ -20,6 +20,8 @@ class FeedForward(nn.Module):
     """Names accepted below `model.ffns.<name>` of a recipe."""
     residual: ClassVar[tuple[str, ...]] = ("down_proj",)
     """Matrices that write into the residual stream; they start smaller."""
+    auxiliary: Tensor | None = None
+    """What the last forward pass in training adds to the loss."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()

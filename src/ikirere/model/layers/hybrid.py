@@ -24,6 +24,7 @@ from ikirere.model.layers.conv import single
 from ikirere.model.layers.mixer import Context, Step, settings_of
 from ikirere.model.layers.parts import hybrid_attention
 from ikirere.model.layers.rope import RopeSpec, rotate
+from ikirere.model.layers.selection import selection_loss
 from ikirere.model.layers.summaries import best, block_tokens, layout_of, pooled, summaries
 from ikirere.recipe import mixers as recipe
 
@@ -105,6 +106,7 @@ class HybridAttention(Attention):
         super().__init__(config, settings)
         h = hybrid_settings(settings)
         self.chunk, self.stride, self.top_k = h.local_chunk, h.global_stride, h.top_k
+        self.selection_weight = h.selection_weight
         self.summary_query = nn.Parameter(torch.empty(self.kv_heads * self.head_dim))
 
     @classmethod
@@ -136,6 +138,9 @@ class HybridAttention(Attention):
 
     def forward(self, x: Tensor, context: Context, state: HybridState | None = None) -> Tensor:
         q, k, v = self.heads_of(x)
+        # Also 0 where a row is too short for a choice: ranks that train together log the same names.
+        asked = self.training and self.selection_weight > 0 and self.mode == "hybrid"
+        self.auxiliary = torch.zeros((), device=x.device) if asked else None
         logits = self._logits(k) if self.mode == "hybrid" else None
         if self.turned:
             cos, sin = context.turns[self.turn]
@@ -167,6 +172,9 @@ class HybridAttention(Attention):
         """Of rows that are all there. Which blocks are read depends on the data, so there is nothing to trace."""
         layout = layout_of(document_ids, q.shape[1], self.chunk, self.stride, device=q.device)
         keys, values = summaries(logits, k, v, layout)
+        if self.auxiliary is not None:
+            real = None if document_ids is None else document_ids >= 0
+            self.auxiliary = self.selection_weight * selection_loss(q, k, keys, layout, real)
         return hybrid_attention(q, k, v, keys, values, layout, self.top_k)
 
     def _continue(

@@ -102,6 +102,8 @@ class Mixer(nn.Module):
     """Names of other mixers as which its weights can also run, while training, without a cache."""
     mode: str = ""
     """As which mixer it runs: its own name or one of `runs_as`; the decoder sets it."""
+    auxiliary: Tensor | None = None
+    """What the last forward pass in training adds to the loss."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()

@@ -78,7 +78,6 @@ class MixtureOfExperts(FeedForward):
         self.down_proj = Experts(self.experts, size, config.hidden_size)
         self.register_buffer("bias", torch.zeros(self.experts))
         self.register_buffer("load", torch.zeros(self.experts), persistent=False)
-        self.auxiliary: Tensor | None = None
 
     def start(self, generator: torch.Generator) -> None:
         self.bias.zero_()
