@@ -46,6 +46,7 @@ from ikirere.recipe.sections import Optimizer, Schedule, Training
 from ikirere.train.loop import Hooks, train
 from ikirere.train.recursion import CarriedRows, DeepSupervision, Example, RecursiveTrainer
 
+NAME = "trm.py"
 PROBE = 12  # steps
 
 
@@ -191,7 +192,7 @@ def student(shares: list[float]) -> str:
     )
 
 
-def table(results: dict[str, Any], command: str) -> str:
+def table(results: dict[str, Any], command: str, section: str) -> str:
     body = []
     for name, found in results.items():
         for arm, runs in found["arms"].items():
@@ -218,7 +219,7 @@ def table(results: dict[str, Any], command: str) -> str:
     ]  # fmt: skip
     notes = "\n".join(f"- {name}: {found['note']}" for name, found in results.items())
     return (
-        f"## Recursion on small puzzles\n\n{rows(head, body)}\nHeld-out puzzles, the moving average of the weights after all "
+        f"## Recursion on small puzzles{section.removeprefix(NAME)}\n\n{rows(head, body)}\nHeld-out puzzles, the moving average of the weights after all "
         "supervision steps (single: after its one). Intervals 95%: Student's t over seeds, Wilson within one. torch "
         f"{torch.__version__}, {torch.get_num_threads()} thread(s) of a shared machine: `{command}`\n\n{notes}\n"
     )
@@ -250,6 +251,9 @@ def main() -> None:
     parser.add_argument(
         "--write", type=Path, help="a Markdown file, whose section of this script is replaced"
     )
+    parser.add_argument(
+        "--section", default=NAME, help="marker in the file, for a table of further runs beside the first"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     changes = {name: _value(value) for name, value in (item.split("=") for item in args.set)}
@@ -259,6 +263,9 @@ def main() -> None:
         known = {json.dumps(r["key"]): r for r in map(json.loads, args.raw.read_text().splitlines())}
     asked = (
         f"--task {' '.join(args.task)} --seeds {' '.join(map(str, args.seeds))} --minutes {args.minutes:g}"
+    )
+    asked += f" --arms {' '.join(args.arms)}" * (len(args.arms) == 1) + f" --set {' '.join(args.set)}" * bool(
+        args.set
     )
     command = f"python benchmarks/model/trm.py {asked} --threads {args.threads}"
     for name in args.task:
@@ -289,8 +296,8 @@ def main() -> None:
                 )
                 results[name]["arms"][arm].append(found)
                 if args.write:
-                    written(args.write, "trm.py", table(results, command))
-    print(table(results, command))
+                    written(args.write, args.section, table(results, command, args.section))
+    print(table(results, command, args.section))
 
 
 if __name__ == "__main__":
