@@ -17,6 +17,7 @@ from ikirere.model.layers import selection
 from ikirere.model.layers.selection import selection_loss
 from ikirere.model.layers.summaries import layout_of, summaries
 from ikirere.train.objective import CrossEntropy
+from ikirere.train.parallel import checkpoint_activations
 
 CHUNK, STRIDE = 5, 3
 
@@ -145,6 +146,23 @@ def test_it_is_added_in_training_only_and_only_where_blocks_are_chosen() -> None
     short = Batch(tokens[:, :7], tokens[:, 1:8], torch.arange(7).repeat(2, 1))
     assert CrossEntropy()(given, short)[1]["selection_loss"] == 0
     assert CrossEntropy()(given.eval(), batch)[1] == {}
+
+
+def test_activations_that_are_made_again_ask_the_same_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection_loss, "__defaults__", (None, 10))
+    tokens = torch.randint(0, 50, (2, 60))
+    batch = Batch(tokens, tokens.roll(-1, 1), torch.arange(60).repeat(2, 1))
+    made = model(selection_weight=1.0).train()
+    found = []
+    for again in (False, True):
+        if again:
+            checkpoint_activations(made)
+        made.zero_grad()
+        torch.manual_seed(5)
+        loss, _ = CrossEntropy()(made, batch)
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in made.parameters())])
+    torch.testing.assert_close(found[1], found[0])
 
 
 def test_it_teaches_the_choice() -> None:
