@@ -1,4 +1,4 @@
-"""Kimi Delta Attention as a layer: documents, decoding, precision, settings, counts."""
+"""Kimi Delta Attention as a layer: start, settings, counts. What it shares with other states: `test_states.py`."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from ikirere.errors import UserError
-from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.kda import KimiDeltaAttention
@@ -38,19 +36,6 @@ SHAPE = ModelConfig(
 )
 
 
-def scattered(config: ModelConfig = SHAPE, seed: int = 0) -> Decoder:
-    """A decoder whose weights are far from their start, each kind within its own range."""
-    model, r = Decoder(config), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=r) * 0.1)
-    return model
-
-
-def tokens(seed: int, batch: int, length: int) -> Tensor:
-    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
 def test_start() -> None:
     first, second = (Decoder(SHAPE).layers[0].mixer for _ in range(2))
     assert isinstance(first, KimiDeltaAttention)
@@ -61,140 +46,6 @@ def test_start() -> None:
     assert 0.999e-3 <= step.min() < 3e-3 < 0.03 < step.max() <= 0.1001
     assert 0 < first.q_conv.weight.abs().max() <= 0.5
     assert not torch.equal(first.q_conv.weight, first.k_conv.weight)
-
-
-def test_layers_see_the_past_only_and_all_of_it() -> None:
-    model = scattered()
-    t = tokens(1, 1, 40)
-    other = t.clone()
-    other[0, 20] = (t[0, 20] + 1) % 50
-    with torch.no_grad():
-        a, b = model(t), model(other)
-    assert torch.equal(a[:, :20], b[:, :20])
-    assert (a[:, 20:] - b[:, 20:]).abs().amax(-1).min() > 1e-6
-
-
-@pytest.mark.parametrize("lengths", [[1, 1, 30, 5, 16, 17], [64, 6], [3, 2, 2, 1, 1, 1, 60]])
-def test_packed_documents_equal_documents_apart(lengths: list[int]) -> None:
-    model = scattered()
-    t = tokens(2, 2, sum(lengths))
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
-    found = []
-    for logits in (
-        model(t, None, documents),
-        torch.cat([model(piece) for piece in t.split(lengths, 1)], 1),
-    ):
-        model.zero_grad()
-        (logits.square().mean() + logits[:, ::3].sum() / 100).backward()
-        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    (ours, of_ours), (apart, of_apart) = found
-    assert (ours - apart).abs().max() <= 1e-5
-    for name, grad in of_apart.items():
-        assert (of_ours[name] - grad).abs().max() <= 1e-4 * grad.abs().max(), name
-
-
-def test_rows_of_a_batch_pack_differently() -> None:
-    model = scattered()
-    t = tokens(3, 2, 30)
-    documents = torch.tensor([[0] * 11 + [1] * 19, [4] * 29 + [-1]])
-    with torch.no_grad():
-        packed = model(t, None, documents)
-        alone = [model(t[i : i + 1], None, documents[i : i + 1]) for i in range(2)]
-    assert (packed - torch.cat(alone)).abs().max() <= 1e-5
-
-
-def test_decoding_continues_at_every_place() -> None:
-    model = scattered()
-    t = tokens(4, 2, 35)
-    with torch.no_grad():
-        whole = model(t)
-        for cut in range(1, 35):
-            cache = KVCache(SHAPE, 3, 35)
-            rows = torch.tensor([2, 0])
-            parts = [
-                model(p, cache=cache, rows=rows)
-                for p in (t[:, :cut], t[:, cut : cut + 1], t[:, cut + 1 :])
-                if p.numel()
-            ]
-            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
-
-
-def test_rows_of_different_lengths_and_padding() -> None:
-    model = scattered()
-    t = tokens(5, 3, 30)
-    with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(SHAPE, 4, 40)
-        rows, counts = torch.tensor([3, 0, 1]), torch.tensor([20, 1, 7])
-        first = model(t[:, :20], cache=cache, rows=rows, counts=counts)
-        for i, n in enumerate(counts.tolist()):
-            assert (first[i, :n] - whole[i, :n]).abs().max() <= 1e-5
-        at = counts.unsqueeze(1) + torch.arange(2)
-        second = model(t.gather(1, at), cache=cache, rows=rows)
-        assert (second - whole[torch.arange(3).unsqueeze(1), at]).abs().max() <= 1e-5
-        # A padded prefill leaves what an unpadded one leaves.
-        alone = KVCache(SHAPE, 1, 40)
-        model(t[1:2, :3], cache=alone)
-        for padded, plain in zip(cache.layers, alone.layers, strict=True):
-            torch.testing.assert_close(padded.memory[0], plain.memory[0])
-            torch.testing.assert_close(padded.tails[:, 0], plain.tails[:, 0])
-        assert not cache.layers[0].memory[2].any()
-
-
-def test_rows_are_copied_and_forgotten() -> None:
-    model = scattered()
-    t = tokens(6, 1, 12)
-    with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(SHAPE, 2, 12)
-        model(t[:, :7], cache=cache, rows=torch.tensor([0]))
-        cache.copy(0, 1)
-        copied = model(t[:, 7:], cache=cache, rows=torch.tensor([1]))
-        cache.reset(0)
-        again = model(t, cache=cache, rows=torch.tensor([0]))
-    assert (copied - whole[:, 7:]).abs().max() <= 1e-5
-    assert (again - whole).abs().max() <= 1e-5
-    # Of fixed size: 3 layers x 2 rows x (3 tails of 3 x 20 and 2 heads of 10 x 10) numbers of 4 bytes.
-    assert cache.bytes == KVCache(SHAPE, 2, 9000).bytes == 3 * 2 * (3 * 3 * 20 + 2 * 100) * 4
-
-
-def test_a_pass_with_a_cache_may_have_a_gradient() -> None:
-    model, cache = scattered(), KVCache(SHAPE, 1, 9)
-    model(tokens(1, 1, 4), cache=cache)
-    model(tokens(2, 1, 5), cache=cache).sum().backward()
-    assert torch.isfinite(model.layers[0].mixer.A_log.grad).all()
-
-
-def test_half_precision() -> None:
-    """bf16 weights and activations: within 3% of fp32 in the mean, decays and state stay fp32."""
-    config = ModelConfig(50, 64, 2, 2, 2, 96, 300, layer_pattern="kda", mixers={"kda": {"head_dim": 32}})
-    model = Decoder(config)
-    t = tokens(7, 2, 150)
-    with torch.no_grad():
-        whole = model(t)
-        model.to(torch.bfloat16)
-        kept = {n.split(".")[-1] for n, p in model.named_parameters() if p.dtype == torch.float32}
-        assert kept == {"A_log", "dt_bias"}
-        half = model(t)
-        assert half.dtype == torch.bfloat16
-        assert (half - whole).norm() <= 0.03 * whole.norm()
-        cache = KVCache(config, 2, 150, torch.bfloat16)
-        parts = torch.cat([model(p, cache=cache) for p in t.split([100, 1, 49], 1)], 1)
-        assert cache.layers[0].memory.dtype == torch.float32
-        assert cache.layers[0].tails.dtype == torch.bfloat16
-        assert (parts - whole).norm() <= 0.03 * whole.norm()
-
-
-def test_mixed_precision_trains() -> None:
-    model, t = scattered(), tokens(8, 2, 40)
-    with torch.no_grad():
-        whole = model(t)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = F.cross_entropy(model(t[:, :-1]).float().flatten(0, 1), t[:, 1:].flatten())
-    loss.backward()
-    expected = F.cross_entropy(whole[:, :-1].flatten(0, 1), t[:, 1:].flatten())
-    assert abs(loss.item() - expected.item()) <= 0.02 * expected.item()
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == p.dtype for p in model.parameters())
 
 
 def test_weights_that_are_no_matrices_are_vectors() -> None:

@@ -3,13 +3,16 @@ settings."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mixer_room import kept_by_a_layer, scattered, tokens
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
@@ -39,19 +42,7 @@ def shape(mixer: dict[str, int], pattern: str = "mla") -> ModelConfig:
 @pytest.fixture(params=sorted(SHAPES))
 def model(request: pytest.FixtureRequest) -> Decoder:
     """A decoder of latent attention whose weights are far from their start."""
-    return scattered(shape(SHAPES[request.param]))
-
-
-def scattered(config: ModelConfig) -> Decoder:
-    made, r = Decoder(config), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in made.parameters():
-            p.add_(torch.randn(p.shape, generator=r) * 0.2)
-    return made
-
-
-def tokens(batch: int, length: int) -> Tensor:
-    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(1))
+    return scattered(shape(SHAPES[request.param]), 0.2)
 
 
 def test_attention_as_the_paper_writes_it(model: Decoder) -> None:
@@ -71,19 +62,19 @@ def test_attention_as_the_paper_writes_it(model: Decoder) -> None:
             heads.append(weights @ (latent[: t + 1] @ up[h, s.nope :].T))
         rows.append(torch.cat(heads))
     expected = mixer.o_proj(torch.stack(rows)[None])
-    context = model._context(tokens(1, 7), None, None, None, None, None)
+    context = model._context(tokens(1, 1, 7), None, None, None, None, None)
     torch.testing.assert_close(mixer(x, context), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_depends_on_positions(model: Decoder) -> None:
-    t = tokens(1, 20)
+    t = tokens(1, 1, 20)
     with torch.no_grad():
         assert torch.equal(model(t), model(t, torch.arange(20)[None] + 50))
 
 
 def test_packed_latent_documents_equal_documents_apart(model: Decoder) -> None:
     lengths = [140, 3, 1, 40]
-    t = tokens(2, sum(lengths))
+    t = tokens(1, 2, sum(lengths))
     documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(2, -1)
     found = []
     for logits in (model(t, None, documents), torch.cat([model(p) for p in t.split(lengths, 1)], 1)):
@@ -97,7 +88,7 @@ def test_packed_latent_documents_equal_documents_apart(model: Decoder) -> None:
 
 
 def test_latent_decoding_continues_at_every_place(model: Decoder) -> None:
-    t = tokens(2, 26)
+    t = tokens(1, 2, 26)
     with torch.no_grad():
         whole = model(t)
         for cut in range(1, 26):
@@ -109,8 +100,8 @@ def test_latent_decoding_continues_at_every_place(model: Decoder) -> None:
 
 @pytest.mark.parametrize("pattern", ["mla", "kda mla"])
 def test_latent_rows_of_different_lengths(pattern: str) -> None:
-    model = scattered(shape(WIDTHS, pattern))
-    t = tokens(3, 30)
+    model = scattered(shape(WIDTHS, pattern), 0.2)
+    t = tokens(1, 3, 30)
     with torch.no_grad():
         whole = model(t)
         cache = KVCache(model.config, 4, 30)
@@ -133,7 +124,7 @@ def test_both_ways_of_computing_are_one(model: Decoder) -> None:
     held = torch.randn(2, 11, s.rank + s.shared, generator=r)
     cache = KVCache(model.config, 2, 11)
     cache.lengths[:] = torch.tensor([6, 4])
-    context = model._context(tokens(2, 5), None, None, cache, None, None)
+    context = model._context(tokens(1, 2, 5), None, None, cache, None, None)
     held = held[:, : context.step.end]
     a, b = mixer._in_latent_space(q, held, context), mixer._expanded(q, held, context)
     assert a.shape == (2, 5, 3, s.value)
@@ -141,7 +132,7 @@ def test_both_ways_of_computing_are_one(model: Decoder) -> None:
 
 
 def test_long_passes_expand_and_short_ones_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, ways = scattered(shape(WIDTHS)), []
+    model, ways = scattered(shape(WIDTHS), 0.2), []
     for name in ("_expanded", "_in_latent_space"):
         plain = getattr(LatentAttention, name)
         monkeypatch.setattr(
@@ -153,7 +144,7 @@ def test_long_passes_expand_and_short_ones_do_not(monkeypatch: pytest.MonkeyPatc
     with torch.no_grad():
         for n in (20, 1, 13, 14):  # 14 * (2 * 14 - 8 - 6) = 14 * (8 + 6) is where they cost the same
             ways.clear()
-            model(tokens(1, n), cache=cache)
+            model(tokens(1, 1, n), cache=cache)
             assert set(ways) == {"_expanded" if n in (20, 14) else "_in_latent_space"}, n
 
 
@@ -168,7 +159,7 @@ def test_the_cache_holds_latents_only() -> None:
 def test_half_precision_of_latents() -> None:
     """bf16 weights and cache: within 3% of fp32 in the mean, for both ways of computing."""
     config = shape({})
-    model, t = Decoder(config), tokens(2, 90)
+    model, t = Decoder(config), tokens(1, 2, 90)
     with torch.no_grad():
         whole = model(t)
         model.to(torch.bfloat16)
@@ -249,20 +240,5 @@ def test_planner_knows_what_autograd_keeps(pattern: str, settings_: dict[str, in
         intermediate_size=96, max_position_embeddings=256, layer_pattern=pattern, mixers={pattern: settings_},
     )  # fmt: skip
 
-    def saved(depth: int) -> int:
-        decoder = Decoder(ModelConfig.from_recipe(model.model_copy(update={"num_hidden_layers": depth})))
-        weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
-        seen: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in weights:
-                seen[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        documents = torch.zeros(batch, length, dtype=torch.long) if packed else None
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            decoder.hidden(torch.zeros(batch, length, dtype=torch.long), document_ids=documents).sum()
-        return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
-
     counted = sum(layer_elements(model, pattern, length, packed)) * 4 * batch * length
-    assert saved(3) - saved(2) == pytest.approx(counted, rel=0.03)
+    assert kept_by_a_layer(model, batch, length, packed) == pytest.approx(counted, rel=0.03)

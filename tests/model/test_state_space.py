@@ -1,8 +1,10 @@
-"""Mamba-2 and retention as layers: start, documents, decoding, precision, settings, what the planner says."""
+"""Mamba-2 and retention as layers: start, extremes, settings, what the planner says. What they share with other states:
+`test_states.py`."""
 
 from __future__ import annotations
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,9 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+from mixer_room import kept_by_a_layer, scattered, tokens
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
@@ -39,19 +43,6 @@ def shape(name: str, **more: Any) -> ModelConfig:
     return ModelConfig(50, 24, 2, 2, 2, 40, 200, head_dim=12, layer_pattern=name, mixers={name: given_})
 
 
-def scattered_states(name: str, **more: Any) -> Decoder:
-    """A decoder whose weights are far from their start, each kind within its own range."""
-    model, r = Decoder(shape(name, **more)), torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(torch.randn(p.shape, generator=r) * 0.1)
-    return model
-
-
-def drawn(seed: int, batch: int, length: int) -> Tensor:
-    return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(seed))
-
-
 def test_mamba2_starts_as_published() -> None:
     config = ModelConfig(50, 64, 1, 2, 2, 40, 64, layer_pattern="mamba2", mixers={"mamba2": {"head_dim": 1}})
     first, second = (Decoder(config).layers[0].mixer for _ in range(2))
@@ -76,136 +67,14 @@ def test_retention_decays_by_head() -> None:
     assert (log_decay(40, torch.device("cpu")) < 0).all()
 
 
-@both
-@pytest.mark.parametrize("lengths", [[1, 1, 30, 5, 16, 17], [64, 6], [3, 2, 2, 1, 1, 1, 60]])
-def test_states_keep_packed_documents_apart(name: str, lengths: list[int]) -> None:
-    model = scattered_states(name)
-    t = drawn(2, 2, sum(lengths))
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
-    found = []
-    apart_ = torch.cat([model(piece) for piece in t.split(lengths, 1)], 1)
-    for logits in (model(t, None, documents), apart_):
-        model.zero_grad()
-        (logits.square().mean() + logits[:, ::3].sum() / 100).backward()
-        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    (ours, of_ours), (apart, of_apart) = found
-    assert (ours - apart).abs().max() <= 1e-5
-    for key, grad in of_apart.items():
-        assert (of_ours[key] - grad).abs().max() <= 1e-4 * grad.abs().max(), key
-
-
-@both
-def test_states_see_the_past_only_and_all_of_it(name: str) -> None:
-    model, t = scattered_states(name), drawn(1, 1, 40)
-    other = t.clone()
-    other[0, 20] = (t[0, 20] + 1) % 50
-    with torch.no_grad():
-        a, b = model(t), model(other)
-    assert (a[:, :20] - b[:, :20]).abs().max() <= 1e-6
-    assert (a[:, 20:] - b[:, 20:]).abs().amax(-1).min() > 1e-6
-
-
-@both
-def test_states_continue_at_every_place(name: str) -> None:
-    model, t = scattered_states(name), drawn(4, 2, 35)
-    with torch.no_grad():
-        whole = model(t)
-        for cut in range(1, 35):
-            cache, rows = KVCache(model.config, 3, 35), torch.tensor([2, 0])
-            pieces = (t[:, :cut], t[:, cut : cut + 1], t[:, cut + 1 :])
-            parts = [model(p, cache=cache, rows=rows) for p in pieces if p.numel()]
-            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
-
-
-@both
-def test_states_of_rows_of_different_lengths(name: str) -> None:
-    model, t = scattered_states(name), drawn(5, 3, 30)
-    with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(model.config, 4, 40)
-        rows, counts = torch.tensor([3, 0, 1]), torch.tensor([20, 1, 7])
-        first = model(t[:, :20], cache=cache, rows=rows, counts=counts)
-        for i, n in enumerate(counts.tolist()):
-            assert (first[i, :n] - whole[i, :n]).abs().max() <= 1e-5
-        at = counts.unsqueeze(1) + torch.arange(2)
-        second = model(t.gather(1, at), cache=cache, rows=rows)
-        assert (second - whole[torch.arange(3).unsqueeze(1), at]).abs().max() <= 1e-5
-        # A padded prefill leaves what an unpadded one leaves.
-        alone = KVCache(model.config, 1, 40)
-        model(t[1:2, :3], cache=alone)
-        for padded, plain in zip(cache.layers, alone.layers, strict=True):
-            torch.testing.assert_close(padded.memory[0], plain.memory[0])
-            torch.testing.assert_close(padded.tail[0], plain.tail[0])
-        assert not cache.layers[0].memory[2].any()
-
-
-@both
-def test_states_are_copied_and_forgotten(name: str) -> None:
-    model, t = scattered_states(name), drawn(6, 1, 12)
-    with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(model.config, 2, 12)
-        model(t[:, :7], cache=cache, rows=torch.tensor([0]))
-        cache.copy(0, 1)
-        copied = model(t[:, 7:], cache=cache, rows=torch.tensor([1]))
-        cache.reset(0)
-        again = model(t, cache=cache, rows=torch.tensor([0]))
-    assert (copied - whole[:, 7:]).abs().max() <= 1e-5
-    assert (again - whole).abs().max() <= 1e-5
-    per_row = {"mamba2": 4 * 10 * 12 + 3 * (48 + 40), "retention": 3 * 10 * 14}[name]
-    assert cache.bytes == KVCache(model.config, 2, 9000).bytes == 2 * 2 * per_row * 4
-
-
-@both
-def test_states_of_a_pass_with_a_gradient(name: str) -> None:
-    model = scattered_states(name)
-    cache = KVCache(model.config, 1, 9)
-    model(drawn(1, 1, 4), cache=cache)
-    model(drawn(2, 1, 5), cache=cache).sum().backward()
-    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-@both
-def test_states_in_half_precision(name: str) -> None:
-    """bf16 weights and activations: within 3% of fp32 in the mean; decays and state stay fp32."""
-    config = ModelConfig(50, 64, 2, 2, 2, 96, 300, layer_pattern=name, mixers={name: {"head_dim": 32}})
-    model, t = Decoder(config), drawn(7, 2, 150)
-    with torch.no_grad():
-        whole = model(t)
-        model.to(torch.bfloat16)
-        kept = {n.split(".")[-1] for n, p in model.named_parameters() if p.dtype == torch.float32}
-        assert kept == ({"A_log", "dt_bias", "D"} if name == "mamba2" else set())
-        half = model(t)
-        assert half.dtype == torch.bfloat16
-        assert (half - whole).norm() <= 0.03 * whole.norm()
-        cache = KVCache(config, 2, 150, torch.bfloat16)
-        parts = torch.cat([model(p, cache=cache) for p in t.split([100, 1, 49], 1)], 1)
-        assert cache.layers[0].memory.dtype == torch.float32
-        assert cache.layers[0].tail.dtype == torch.bfloat16
-        assert (parts - whole).norm() <= 0.03 * whole.norm()
-
-
-@both
-def test_states_train_in_mixed_precision(name: str) -> None:
-    model, t = scattered_states(name), drawn(8, 2, 40)
-    with torch.no_grad():
-        whole = model(t)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss = F.cross_entropy(model(t[:, :-1]).float().flatten(0, 1), t[:, 1:].flatten())
-    loss.backward()
-    expected = F.cross_entropy(whole[:, :-1].flatten(0, 1), t[:, 1:].flatten())
-    assert abs(loss.item() - expected.item()) <= 0.02 * expected.item()
-    assert all(torch.isfinite(p.grad).all() and p.grad.dtype == p.dtype for p in model.parameters())
-
-
 def test_extreme_steps_have_finite_gradients() -> None:
-    model = scattered_states("mamba2")
+    model = scattered(shape("mamba2"))
     with torch.no_grad():
         for block in model.blocks():
             block.mixer.A_log.fill_(math.log(16))
             block.mixer.dt_bias[::2] = 1e4  # forgets all at every token
             block.mixer.dt_bias[1::2] = -1e4  # neither forgets nor writes
-    model(drawn(3, 2, 70)).square().mean().backward()
+    model(tokens(3, 2, 70)).square().mean().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
@@ -251,10 +120,10 @@ def test_retention_without_turns() -> None:
     assert len(model.ropes) == 0
     assert isinstance(model.layers[0].mixer, Retention)
     assert (
-        model(drawn(1, 1, 300)).isfinite().all()
+        model(tokens(1, 1, 300)).isfinite().all()
     )  # past max_position_embeddings, as nothing counts positions
     with pytest.raises(UserError, match="300 tokens"):
-        Decoder(shape("retention"))(drawn(1, 1, 300))
+        Decoder(shape("retention"))(tokens(1, 1, 300))
 
 
 # ---------------------------------------------------------------- the planner
@@ -316,26 +185,9 @@ def planned_model(name: str, depth: int, **more: Any) -> Model:
 )
 def test_kept_activations_of_states(name: str, settings_: dict[str, Any], packed: bool) -> None:
     length, batch = 128, 2
-
-    def saved(depth: int) -> int:
-        decoder = Decoder(ModelConfig.from_recipe(planned_model(name, depth, **settings_)))
-        weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
-        seen: dict[int, Tensor] = {}
-
-        def keep(tensor: Tensor) -> Tensor:
-            if tensor.untyped_storage().data_ptr() not in weights:
-                seen[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        documents = torch.zeros(batch, length, dtype=torch.long) if packed else None
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            decoder.hidden(torch.zeros(batch, length, dtype=torch.long), document_ids=documents).sum()
-        return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
-
-    counted = (
-        sum(layer_elements(planned_model(name, 1, **settings_), name, length, packed)) * 4 * batch * length
-    )
-    assert saved(3) - saved(2) == pytest.approx(counted, rel=0.03)
+    model = planned_model(name, 1, **settings_)
+    counted = sum(layer_elements(model, name, length, packed)) * 4 * batch * length
+    assert kept_by_a_layer(model, batch, length, packed) == pytest.approx(counted, rel=0.03)
 
 
 @both

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
+from mixer_room import kept_by_a_layer
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
@@ -164,24 +168,9 @@ def test_kept_activations_equal_what_autograd_saves(qk_norm: bool, packed: bool)
     )
     length, batch = 48, 2
 
-    def saved(depth: int) -> int:
-        decoder = Decoder(ModelConfig.from_recipe(model.model_copy(update={"num_hidden_layers": depth})))
-        weights = {p.untyped_storage().data_ptr() for p in decoder.parameters()}
-        seen: dict[int, torch.Tensor] = {}
-
-        def keep(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.untyped_storage().data_ptr() not in weights:
-                seen[tensor.untyped_storage().data_ptr()] = tensor
-            return tensor
-
-        documents = torch.zeros(batch, length, dtype=torch.long) if packed else None
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            decoder.hidden(torch.zeros(batch, length, dtype=torch.long), document_ids=documents).sum()
-        return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
-
     counted = sum(layer_elements(model, "full", length, packed)) * 4 * batch * length
     # Exact when the constants were counted; a layer that keeps a tenth more or less asks for counting again.
-    assert saved(3) - saved(2) == pytest.approx(counted, rel=0.10)
+    assert kept_by_a_layer(model, batch, length, packed) == pytest.approx(counted, rel=0.10)
 
 
 def test_memory_follows_sharding_precision_and_optimiser() -> None:
