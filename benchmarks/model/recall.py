@@ -85,7 +85,7 @@ ARMS: dict[str, Arm] = {
     "window, full without RoPE, 1:1": Arm("window full", WINDOW | NOPE, share=0.5),
     "window, full with RoPE, 1:1": Arm("window full", WINDOW, share=0.5, after=FULL_AFTER),
     "window, hybrid, 1:1": Arm("window hybrid", WINDOW | HYBRID, after=HYBRID_AFTER, first="window full"),
-    "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4),
+    "KDA, full without RoPE, 3:1": Arm("kda*3 full", KDA | NOPE, layers=4, share=0.75),
 }
 FURTHER: dict[str, Arm] = {  # for information, only where they are named
     "full with RoPE": Arm("full", {}, after=FULL_AFTER),
