@@ -99,6 +99,7 @@ FURTHER: dict[str, Arm] = {  # for information, only where they are named
     "window, hybrid of blocks of 4, top 8, 1:1": Arm(
         "window hybrid", WINDOW | SMALL, after=HYBRID_AFTER, first="window full"
     ),
+    "KDA, full without RoPE, 3:1, all steps": Arm("kda*3 full", KDA | NOPE, layers=4),
     "KDA of heads of 32, full without RoPE, 3:1": Arm("kda*3 full", WIDE | NOPE, layers=4),
     "KDA alone": Arm("kda", KDA),
     "mamba2 alone": Arm("mamba2", {}),

@@ -261,8 +261,8 @@ def main() -> None:
     known: dict[str, Any] = {}
     if args.raw and args.raw.exists():
         known = {json.dumps(r["key"]): r for r in map(json.loads, args.raw.read_text().splitlines())}
-    asked = (
-        f"--task {' '.join(args.task)} --seeds {' '.join(map(str, args.seeds))} --minutes {args.minutes:g}"
+    asked = f"--task {' '.join(args.task)} --seeds {' '.join(map(str, args.seeds))} " + (
+        f"--steps {args.steps}" if args.steps else f"--minutes {args.minutes:g}"
     )
     asked += f" --arms {' '.join(args.arms)}" * (len(args.arms) == 1) + f" --set {' '.join(args.set)}" * bool(
         args.set

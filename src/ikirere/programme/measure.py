@@ -75,14 +75,21 @@ def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
-def _bootstrap(a: np.ndarray, b: np.ndarray | None, confidence: float, exp: bool) -> tuple[float, float]:
+def _bootstrap(
+    a: np.ndarray, b: np.ndarray | None, confidence: float, exp: bool
+) -> tuple[float, float] | tuple[None, None]:
+    """Percentiles over resampled rows. A draw of rows whose denominators add up to 0 says nothing and is left out; no
+    band where none is left."""
     rng = np.random.default_rng(0)
-    values = np.empty(BOOTSTRAP)
-    for i in range(BOOTSTRAP):
+    found = []
+    for _ in range(BOOTSTRAP):
         pick = rng.integers(0, len(a), len(a))
-        values[i] = a[pick].mean() if b is None else a[pick].sum() / b[pick].sum()
-    if exp:
-        values = np.exp(values)
+        below = len(pick) if b is None else b[pick].sum()
+        if below:
+            found.append(a[pick].sum() / below)
+    if not found:
+        return None, None
+    values = np.exp(found) if exp else np.array(found)
     low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
