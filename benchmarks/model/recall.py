@@ -266,7 +266,7 @@ def section(found: Found, costs: Costs, args: argparse.Namespace, clock: Clock) 
     text += (
         f"\nWidth {WIDTH}, {HEADS} heads, RoPE base 1,000,000; steps of "
         f"{args.batch} rows of {args.length // 2} tokens in the first stages and {args.batch // 2} of {args.length} in the last, at most "
-        f"{args.pairs} pairs (stages: --help); {KEYS} keys, {VALUES} values (chance {100 / VALUES:.1f}%, or one in the "
+        f"{args.pairs} pairs, {2 * args.pairs} in the last (stages: --help); {KEYS} keys, {VALUES} values (chance {100 / VALUES:.1f}%, or one in the "
         "number of pairs for who knows the row's values). All questions stand at least half a test's length behind their "
         "values. Right answers over all seeds, 95% Wilson interval, and the worst seed; CPU-seconds as mean ± half the "
         "95% t interval. Afterwards: the same weights, changed for the test only.\n\n"
