@@ -6,6 +6,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,12 @@ def write(folder: Path, rows: Sequence[dict[str, Any]], parts: int = 1) -> list[
     return paths
 
 
-def searcher(folder: Path, engine: Engine) -> Callable[..., NearResult]:
+@lru_cache
+def one_worker() -> Engine:
+    return Engine("native", workers=1)
+
+
+def searcher(folder: Path) -> Callable[..., NearResult]:
     """Texts or rows to the result, with few words per shingle unless told."""
 
     def run(
@@ -67,7 +73,9 @@ def searcher(folder: Path, engine: Engine) -> Callable[..., NearResult]:
             pq.write_table(table, path)
             sets.append(path)
         files = write(folder / f"parts-{count}", rows, parts)
-        return find_near_duplicates(files, NearDuplicates(**keys), engine, folder / f"work-{count}", sets)
+        return find_near_duplicates(
+            files, NearDuplicates(**keys), one_worker(), folder / f"work-{count}", sets
+        )
 
     return run
 

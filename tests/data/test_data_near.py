@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from near_room import SCHEMA, document, edited, identity, prose, searcher, similarity, write
+from near_room import SCHEMA, document, edited, identity, one_worker, prose, searcher, similarity, write
 
 import ikirere.data.near as near
 from ikirere.data.engine import Engine
@@ -27,14 +27,14 @@ from ikirere.errors import UserError
 from ikirere.recipe.hygiene import NearDuplicates
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def engine() -> Engine:
-    return Engine("native", workers=1)
+    return one_worker()
 
 
 @pytest.fixture
-def search(tmp_path: Path, engine: Engine) -> Callable[..., NearResult]:
-    return searcher(tmp_path, engine)
+def search(tmp_path: Path) -> Callable[..., NearResult]:
+    return searcher(tmp_path)
 
 
 def content(result: NearResult) -> str:

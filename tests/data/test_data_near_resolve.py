@@ -15,20 +15,14 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from near_room import document, edited, prose, searcher, similarity
 
-from ikirere.data.engine import Engine
 from ikirere.data.near import NearResult, bands
 from ikirere.data.near.resolve import Crowd, components, decide
 from ikirere.data.near.verify import PAIR, Shingles, jaccard, save
 
 
-@pytest.fixture(scope="module")
-def engine() -> Engine:
-    return Engine("native", workers=1)
-
-
 @pytest.fixture
-def search(tmp_path: Path, engine: Engine) -> Callable[..., NearResult]:
-    return searcher(tmp_path, engine)
+def search(tmp_path: Path) -> Callable[..., NearResult]:
+    return searcher(tmp_path)
 
 
 def test_who_stays_and_why(search: Callable[..., NearResult]) -> None:

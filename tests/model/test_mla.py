@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixer_room import kept_by_a_layer, scattered, tokens
+from mixer_room import (
+    decoding_continues,
+    documents_stay_apart,
+    kept_by_a_layer,
+    rows_may_differ,
+    scattered,
+    tokens,
+)
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
@@ -73,48 +80,21 @@ def test_nothing_depends_on_positions(model: Decoder) -> None:
 
 
 def test_packed_latent_documents_equal_documents_apart(model: Decoder) -> None:
-    lengths = [140, 3, 1, 40]
-    t = tokens(1, 2, sum(lengths))
-    documents = torch.repeat_interleave(torch.arange(4), torch.tensor(lengths)).expand(2, -1)
-    found = []
-    for logits in (model(t, None, documents), torch.cat([model(p) for p in t.split(lengths, 1)], 1)):
-        model.zero_grad()
-        logits.square().mean().backward()
-        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    (ours, of_ours), (apart, of_apart) = found
-    assert (ours - apart).abs().max() <= 1e-5
-    for name, grad in of_apart.items():
-        assert (of_ours[name] - grad).abs().max() <= 1e-4 * grad.abs().max(), name
+    documents_stay_apart(model, [140, 3, 1, 40])
 
 
 def test_latent_decoding_continues_at_every_place(model: Decoder) -> None:
-    t = tokens(1, 2, 26)
-    with torch.no_grad():
-        whole = model(t)
-        for cut in range(1, 26):
-            cache, rows = KVCache(model.config, 3, 26), torch.tensor([2, 0])
-            pieces = [p for p in (t[:, :cut], t[:, cut : cut + 1], t[:, cut + 1 :]) if p.numel()]
-            parts = [model(p, cache=cache, rows=rows) for p in pieces]
-            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
+    decoding_continues(model, 26)
 
 
 @pytest.mark.parametrize("pattern", ["mla", "kda mla"])
 def test_latent_rows_of_different_lengths(pattern: str) -> None:
     model = scattered(shape(WIDTHS, pattern), 0.2)
-    t = tokens(1, 3, 30)
+    cache, t, whole = rows_may_differ(model)
+    cache.copy(3, 2)
     with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(model.config, 4, 30)
-        rows, counts = torch.tensor([3, 0, 1]), torch.tensor([20, 1, 7])
-        first = model(t[:, :20], cache=cache, rows=rows, counts=counts)
-        for i, n in enumerate(counts.tolist()):
-            assert (first[i, :n] - whole[i, :n]).abs().max() <= 1e-5
-        at = counts.unsqueeze(1) + torch.arange(2)
-        second = model(t.gather(1, at), cache=cache, rows=rows)
-        assert (second - whole[torch.arange(3).unsqueeze(1), at]).abs().max() <= 1e-5
-        cache.copy(3, 2)
         third = model(t[:1, 22:23], cache=cache, rows=torch.tensor([2]))
-        assert (third - whole[:1, 22:23]).abs().max() <= 1e-5
+    assert (third - whole[:1, 22:23]).abs().max() <= 1e-5
 
 
 def test_both_ways_of_computing_are_one(model: Decoder) -> None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixer_room import scattered, tokens
+from mixer_room import decoding_continues, documents_stay_apart, rows_may_differ, scattered, tokens
 
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
@@ -59,20 +59,7 @@ def test_layers_see_the_past_only_and_all_of_it(model: Decoder) -> None:
 
 @pytest.mark.parametrize("lengths", [[1, 1, 30, 5, 16, 17], [64, 6], [3, 2, 2, 1, 1, 1, 60]])
 def test_packed_documents_equal_documents_apart(model: Decoder, lengths: list[int]) -> None:
-    t = tokens(2, 2, sum(lengths))
-    documents = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).expand(2, -1)
-    found = []
-    for logits in (
-        model(t, None, documents),
-        torch.cat([model(piece) for piece in t.split(lengths, 1)], 1),
-    ):
-        model.zero_grad()
-        (logits.square().mean() + logits[:, ::3].sum() / 100).backward()
-        found.append((logits.detach(), {n: p.grad.clone() for n, p in model.named_parameters()}))
-    (ours, of_ours), (apart, of_apart) = found
-    assert (ours - apart).abs().max() <= 1e-5
-    for key, grad in of_apart.items():
-        assert (of_ours[key] - grad).abs().max() <= 1e-4 * grad.abs().max(), key
+    documents_stay_apart(model, lengths)
 
 
 def test_rows_of_a_batch_pack_differently(model: Decoder) -> None:
@@ -85,35 +72,19 @@ def test_rows_of_a_batch_pack_differently(model: Decoder) -> None:
 
 
 def test_decoding_continues_at_every_place(model: Decoder) -> None:
-    t = tokens(4, 2, 35)
-    with torch.no_grad():
-        whole = model(t)
-        for cut in range(1, 35):
-            cache, rows = KVCache(model.config, 3, 35), torch.tensor([2, 0])
-            pieces = (t[:, :cut], t[:, cut : cut + 1], t[:, cut + 1 :])
-            parts = [model(p, cache=cache, rows=rows) for p in pieces if p.numel()]
-            assert (torch.cat(parts, 1) - whole).abs().max() <= 1e-5
+    decoding_continues(model, 35)
 
 
 def test_rows_of_different_lengths_and_padding(model: Decoder) -> None:
-    t = tokens(5, 3, 30)
+    cache, t, _ = rows_may_differ(model)
     with torch.no_grad():
-        whole = model(t)
-        cache = KVCache(model.config, 4, 40)
-        rows, counts = torch.tensor([3, 0, 1]), torch.tensor([20, 1, 7])
-        first = model(t[:, :20], cache=cache, rows=rows, counts=counts)
-        for i, n in enumerate(counts.tolist()):
-            assert (first[i, :n] - whole[i, :n]).abs().max() <= 1e-5
-        at = counts.unsqueeze(1) + torch.arange(2)
-        second = model(t.gather(1, at), cache=cache, rows=rows)
-        assert (second - whole[torch.arange(3).unsqueeze(1), at]).abs().max() <= 1e-5
         # A padded prefill leaves what an unpadded one leaves.
         alone = KVCache(model.config, 1, 40)
         model(t[1:2, :3], cache=alone)
-        for padded, plain in zip(cache.layers, alone.layers, strict=True):
-            torch.testing.assert_close(padded.memory[0], plain.memory[0])
-            torch.testing.assert_close(tail(padded)[0], tail(plain)[0])
-        assert not cache.layers[0].memory[2].any()
+    for padded, plain in zip(cache.layers, alone.layers, strict=True):
+        torch.testing.assert_close(padded.memory[0], plain.memory[0])
+        torch.testing.assert_close(tail(padded)[0], tail(plain)[0])
+    assert not cache.layers[0].memory[2].any()
 
 
 def test_rows_are_copied_and_forgotten(model: Decoder, name: str) -> None:

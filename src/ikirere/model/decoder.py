@@ -132,16 +132,13 @@ class Decoder(Network):
 
     @property
     def auxiliary(self) -> dict[str, Tensor]:
-        """What the last forward pass in training adds to the loss, summed over layers: `router_loss` of experts,
+        """What the last forward pass in training adds to the loss, summed over layers, by name: `router_loss` of experts,
         `selection_loss` of hybrid layers."""
         found: dict[str, list[Tensor]] = {}
         for block in self.blocks():
-            for name, loss in (
-                ("router_loss", block.ffn.auxiliary),
-                ("selection_loss", block.mixer.auxiliary),
-            ):
-                if loss is not None:
-                    found.setdefault(name, []).append(loss)
+            for part in (block.mixer, block.ffn):
+                if part.auxiliary is not None:
+                    found.setdefault(part.auxiliary_name, []).append(part.auxiliary)
         return {name: torch.stack(losses).sum() for name, losses in found.items()}
 
     def after_step(self) -> dict[str, Tensor]:

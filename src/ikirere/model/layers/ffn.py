@@ -22,6 +22,8 @@ class FeedForward(nn.Module):
     """Matrices that write into the residual stream; they start smaller."""
     auxiliary: Tensor | None = None
     """What the last forward pass in training adds to the loss."""
+    auxiliary_name: ClassVar[str] = "auxiliary_loss"
+    """As what the log has it."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()

@@ -101,6 +101,7 @@ class HybridAttention(Attention):
     settings = tuple(recipe.Hybrid.model_fields)
     runs_as: ClassVar[tuple[str, ...]] = ("full",)
     mode = "hybrid"
+    auxiliary_name = "selection_loss"
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)

@@ -104,6 +104,8 @@ class Mixer(nn.Module):
     """As which mixer it runs: its own name or one of `runs_as`; the decoder sets it."""
     auxiliary: Tensor | None = None
     """What the last forward pass in training adds to the loss."""
+    auxiliary_name: ClassVar[str] = "auxiliary_loss"
+    """As what the log has it."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()

@@ -44,6 +44,7 @@ class MixtureOfExperts(FeedForward):
     it nothing is ever dropped.
     """
 
+    auxiliary_name = "router_loss"
     settings = (
         "num_experts", "top_k", "expert_size", "normalise_top_k", "balance", "aux_weight", "router_z_weight",
         "bias_rate", "capacity_factor",
