@@ -8,6 +8,8 @@ STAMPS := $(VENV)/.stamps
 CONSTRAINTS := $(wildcard constraints.txt)
 DEPS := pyproject.toml $(CONSTRAINTS)
 PYTEST ?=
+# In a variable, since a comma inside $(call) would separate arguments.
+LINT_EXTRAS := [test,lint]
 
 .PHONY: demo test lint bench clean help
 
@@ -71,5 +73,5 @@ $(STAMPS)/test: $(DEPS) | $(PY)
 	@touch $(STAMPS)/base
 
 $(STAMPS)/lint: $(DEPS) | $(PY)
-	$(call install,[test,lint])
+	$(call install,$(LINT_EXTRAS))
 	@touch $(STAMPS)/base $(STAMPS)/test
