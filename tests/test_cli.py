@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from ikirere import __version__, stages
 from ikirere.cli import app
-from ikirere.programme.tables import show_end
+from ikirere.programme.console import show_end
 
 ROOT = Path(__file__).resolve().parent.parent
 TOYS = {name: f"tests.programme.toys:{name.capitalize()}" for name in ("numbers", "square", "total")}
@@ -27,7 +27,7 @@ TOYS = {name: f"tests.programme.toys:{name.capitalize()}" for name in ("numbers"
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage before each stage takes longer than a toy stage, in a process that has torch."""
-    monkeypatch.setattr("ikirere.programme.gauge.give_back_memory", lambda: None)
+    monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
 
 
 class Ended:

@@ -157,8 +157,8 @@ def five_words(text: str) -> list[str]:
 
 
 def ikirere(parts: list[Path], work: Path, spill: int = 1_000_000_000) -> Callable[[], list[str]]:
-    from ikirere.data.engine import Engine
-    from ikirere.data.near import find_near_duplicates
+    from ikirere.corpus.dedup.near import find_near_duplicates
+    from ikirere.corpus.executor import Engine
     from ikirere.recipe.hygiene import NearDuplicates
 
     engine = Engine("native", workers=2)

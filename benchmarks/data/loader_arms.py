@@ -85,11 +85,11 @@ class Arm:
 
 class Ikirere(Arm):
     packing = "concatenate"
-    modules = ("ikirere.data.loader",)
+    modules = ("ikirere.tokens.loader",)
 
     def __init__(self, setting: Setting) -> None:
-        from ikirere.data.loader import LoaderPhase, PackedLoader
-        from ikirere.data.shards import Shard
+        from ikirere.tokens.loader import LoaderPhase, PackedLoader
+        from ikirere.tokens.shards import Shard
 
         super().__init__(setting)
         shards = {}

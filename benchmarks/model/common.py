@@ -22,12 +22,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
-from ikirere.programme.measure import wilson
+from ikirere.programme.metrics import wilson
 from ikirere.recipe.sections import Optimizer, Schedule, Training
-from ikirere.train.hooks import Hooks, Source, TrainSummary
+from ikirere.tokens.batch import Batch
+from ikirere.train.callbacks import Callbacks, Source, TrainSummary
 from ikirere.train.loop import train
 from ikirere.train.objective import CrossEntropy
 
@@ -232,6 +232,6 @@ def trained(
         compile="off", checkpoint_every=10**9, log_every=50,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
-        hooks = Hooks() if before is None else Hooks(before=before)
-        summary = train(model, source, CrossEntropy(), training, steps, Path(folder), seed, hooks)
+        callbacks = Callbacks() if before is None else Callbacks(before=before)
+        summary = train(model, source, CrossEntropy(), training, steps, Path(folder), seed, callbacks)
     return model.eval(), summary

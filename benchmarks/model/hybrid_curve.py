@@ -33,10 +33,10 @@ def measured(kind: str, length: int, backward: bool, args: argparse.Namespace) -
 
     from ikirere.model.config import ModelConfig
     from ikirere.model.decoder import Decoder
-    from ikirere.model.layers.mixer import Context
+    from ikirere.model.layers.mixer import ForwardContext
 
     torch.set_num_threads(args.threads)
-    settings = {"local_chunk": args.local_chunk, "global_stride": args.global_stride, "top_k": args.top_k}
+    settings = {"window": args.window, "block_size": args.block_size, "top_k": args.top_k}
     config = ModelConfig(
         vocab_size=8, hidden_size=args.hidden, num_hidden_layers=1, num_attention_heads=args.heads,
         num_key_value_heads=args.kv_heads, intermediate_size=8, max_position_embeddings=length,
@@ -46,7 +46,7 @@ def measured(kind: str, length: int, backward: bool, args: argparse.Namespace) -
     mixer: Any = model.layers[0].get_submodule("mixer")
     x = torch.randn(1, length, args.hidden, generator=torch.Generator().manual_seed(args.seed))
     positions = torch.arange(length).unsqueeze(0)
-    context = Context(positions, (model.ropes[0](positions),), None, None, causal=True)
+    context = ForwardContext(positions, (model.ropes[0](positions),), None, None, causal=True)
 
     def once() -> tuple[float, float, float]:
         wall, begin = time.perf_counter(), time.process_time()
@@ -116,7 +116,7 @@ def table(args: argparse.Namespace) -> str:
         "",
         f"CPU seconds, the least of {args.repeats}; MiB by which the peak resident size grows. Hidden size "
         f"{args.hidden}, {args.heads} query heads, {args.kv_heads} key-value head(s), fp32, batch 1; window "
-        f"{args.local_chunk}, blocks of {args.global_stride}, {args.top_k} of them read exactly; random input, seed "
+        f"{args.window}, blocks of {args.block_size}, {args.top_k} of them read exactly; random input, seed "
         f"{args.seed}. Full attention is torch's fused kernel; the hybrid layer is made of torch operations. "
         f"Wall-clock seconds forward, full and hybrid: {'; '.join(walls)}.",
         "",
@@ -141,8 +141,8 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--heads", type=int, default=2)
     parser.add_argument("--kv-heads", type=int, default=1)
-    parser.add_argument("--local-chunk", type=int, default=1024)
-    parser.add_argument("--global-stride", type=int, default=128)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--block-size", type=int, default=128)
     parser.add_argument("--top-k", type=int, default=8)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)

@@ -31,9 +31,9 @@ import numpy as np
 import torch
 from common import Clock, Drawn, finish, machine, parser, rows, shown, trained, wilson
 
-from ikirere.data.batch import IGNORE, Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
+from ikirere.tokens.batch import IGNORE, Batch
 
 NAME = "recall.py"
 KEYS, VALUES, FILLERS = 16, 16, 4
@@ -65,13 +65,13 @@ NOPE: Mixers = {"full": {"rope": False}}
 KDA: Mixers = {"kda": {"head_dim": 16, "chunk_size": 32}}
 HYBRID: Mixers = {
     "hybrid": {
-        "local_chunk": 16, "global_stride": 8, "top_k": 4, "rope_scaling": "none", "selection_weight": 1.0
+        "window": 16, "block_size": 8, "top_k": 4, "rope_scaling": "none", "selection_weight": 1.0
     }
 }  # fmt: skip
 UNTAUGHT = {"hybrid": HYBRID["hybrid"] | {"selection_weight": 0.0}}
 HYBRID_NOPE = {"hybrid": HYBRID["hybrid"] | {"rope": False}}
 EVERY = {"hybrid": HYBRID["hybrid"] | {"top_k": 64}}  # nothing is left to the summaries' choice
-SMALL = {"hybrid": HYBRID["hybrid"] | {"global_stride": 4, "top_k": 8}}
+SMALL = {"hybrid": HYBRID["hybrid"] | {"block_size": 4, "top_k": 8}}
 WIDE = {"kda": KDA["kda"] | {"head_dim": 32}}  # four times the state
 YARN = {"rope_scaling": "yarn"}
 FULL_AFTER: dict[str, Mixers] = {", YaRN afterwards": {"full": YARN}}

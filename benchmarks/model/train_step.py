@@ -25,10 +25,10 @@ import torch
 from common import Clock, finish, machine, parser, rows
 from torch import nn
 
-from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import save_pretrained
+from ikirere.tokens.batch import Batch
 from ikirere.train.objective import CrossEntropy
 from ikirere.train.precision import compile_blocks
 

@@ -43,7 +43,7 @@ from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
 from ikirere.recipe.sections import Optimizer, Schedule, Training
-from ikirere.train.loop import Hooks, train
+from ikirere.train.loop import Callbacks, train
 from ikirere.train.recursion import CarriedRows, DeepSupervision, Example, RecursiveTrainer
 
 NAME = "trm.py"
@@ -149,7 +149,7 @@ def run(
         precision="fp32", compile="off", checkpoint_every=10**9, log_every=max(1, steps // 20),
     )  # fmt: skip
     curve: list[tuple[int, float]] = []
-    hooks = Hooks()
+    callbacks = Callbacks()
     spent = 0.0
 
     def measure(step: int, trained: RecursiveTrainer) -> None:
@@ -162,10 +162,10 @@ def run(
         spent += time.process_time() - began
 
     if say is not None:
-        hooks.every.append((max(1, steps // 6), measure))
+        callbacks.every.append((max(1, steps // 6), measure))
     began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        summary = train(trainer, source, DeepSupervision(), training, steps, Path(folder), seed, hooks)
+        summary = train(trainer, source, DeepSupervision(), training, steps, Path(folder), seed, callbacks)
     seconds = time.process_time() - began - spent
     right, count = exact(trainer.ema, task)
     first, _ = exact(trainer.ema, task, 1)

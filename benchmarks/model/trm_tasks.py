@@ -184,7 +184,7 @@ def sudoku9(draws: int, heldout: int, seed: int) -> Task:
     board's family, so that no board is on both sides."""
     import random
 
-    from ikirere.data.sources.puzzles.sudoku import CELLS, Board, dig, shuffled
+    from ikirere.corpus.readers.puzzles.sudoku import CELLS, Board, dig, shuffled
 
     draw = random.Random(seed)
     puzzles, answers, families = [], [], []

@@ -35,7 +35,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ikirere.recipe.sections import Tokenizer as Config
-from ikirere.tokenizer import page
+from ikirere.tokenizer import comparison_markdown as page
 from ikirere.tokenizer.compare import Arm, Comparison, Criterion, Document, compare
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokenizer.vocabularies import name_of

@@ -121,7 +121,7 @@ def load(code: str, folder: Path) -> Encode:
 
 
 def serve(code: str, folder: Path, texts_file: Path) -> None:
-    """Answer each line on standard input with one line: `time` with seconds, `check` with what was encoded."""
+    """ToolReply each line on standard input with one line: `time` with seconds, `check` with what was encoded."""
     texts = json.loads(texts_file.read_text(encoding="utf-8"))
     encode = load(code, folder)
     encode(texts[:1])
@@ -167,7 +167,7 @@ def prepare(args: argparse.Namespace, others: list[str], work: Path) -> dict[str
     from ikirere.recipe.sections import Tokenizer as Config
     from ikirere.tokenizer import bpe, unigram
     from ikirere.tokenizer.base import Tokenizer, byte_characters
-    from ikirere.tokenizer.fast import model_proto
+    from ikirere.tokenizer.sentencepiece_encoder import model_proto
 
     folders = {}
     for kind, given in (("unigram", args.unigram), ("bpe", args.bpe)):

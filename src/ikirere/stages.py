@@ -7,9 +7,9 @@ import importlib
 from ikirere.programme.stage import Stage
 
 STAGES: dict[str, str] = {
-    "data": "ikirere.data.stage:DataStage",
+    "data": "ikirere.corpus.stage:DataStage",
     "tokenizer": "ikirere.tokenizer.stage:TokenizerStage",
-    "shards": "ikirere.data.stage:ShardStage",
+    "shards": "ikirere.tokens.stage:ShardStage",
     "pretrain": "ikirere.pretrain.stage:PretrainStage",
     "sft": "ikirere.posttrain.stage:SftStage",
     "dpo": "ikirere.posttrain.stage:DpoStage",

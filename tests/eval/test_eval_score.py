@@ -16,7 +16,7 @@ from ikirere.eval.score import final_text, json_equal, same_value, score
 from ikirere.eval.suites import Settings, play, samples
 from ikirere.posttrain.generate import conversations
 from ikirere.posttrain.generate.row import question_of
-from ikirere.serve.request import Completion, FinishReason
+from ikirere.serve.engine.request import Completion, FinishReason
 from ikirere.tools import registry
 
 ROW: dict[str, Any] = {
@@ -130,7 +130,9 @@ def test_a_model_that_does_the_right_thing_is_right(kind: str, monkeypatch: pyte
     rows: list[Any] = list(conversations(kind, 6, 3, "heldout", []))
     monkeypatch.setattr(serve_room, "SCRIPT", {question_of(row): _script(row) for row in rows})
     told: list[int] = []
-    scored = play(Scripted(tokenizer), tokenizer, rows, Settings(slots=4), on_done=lambda: told.append(1))
+    scored = play(
+        Scripted(tokenizer), tokenizer, rows, Settings(max_num_seqs=4), on_done=lambda: told.append(1)
+    )
     assert len(told) == len(scored) == 6
     assert [row["id"] for row in scored] == [row["id"] for row in rows]
     for row in scored:

@@ -18,16 +18,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
 from serve_room import small_model, small_tokenizer
 
-import ikirere.serve.api
-import ikirere.serve.engine
-import ikirere.serve.page
-from ikirere.data.shards import write_shards
+import ikirere.serve.engine.engine
+import ikirere.serve.http.api
+import ikirere.serve.http.page
 from ikirere.errors import UserError
 from ikirere.eval.stage import EvaluateStage
 from ikirere.model.hub import save_pretrained
-from ikirere.programme.measure import measure, read_rows
+from ikirere.programme.metrics import measure, read_rows
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.load import load_recipe
+from ikirere.tokens.shards import write_shards
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "demo.yaml"
 SMALL = [
@@ -50,7 +50,7 @@ def progress(label: str, total: float, unit: str) -> Iterator[Bar]:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What earlier stages leave: held-out documents, their shards, a model."""
     folder = tmp_path_factory.mktemp("run")
-    modules = (ikirere.serve.api, ikirere.serve.engine, ikirere.serve.page)
+    modules = (ikirere.serve.http.api, ikirere.serve.engine.engine, ikirere.serve.http.page)
     rows = [
         {"id": f"{i:032x}", "text": inspect.getsource(module), "path": f"{i}.py", "domain": "code"}
         for i, module in enumerate(modules)

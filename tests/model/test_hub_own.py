@@ -31,7 +31,7 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
     "block summaries": {
         "layer_pattern": "hybrid",
-        "mixers": {"hybrid": {"local_chunk": 8, "global_stride": 4, "top_k": 1, "rope_scaling": "none"}},
+        "mixers": {"hybrid": {"window": 8, "block_size": 4, "top_k": 1, "rope_scaling": "none"}},
     },
     "state space": {
         "layer_pattern": "mamba2 retention",

@@ -22,7 +22,7 @@ from ikirere.recipe.planner.flops import mixer_forward
 from ikirere.recipe.planner.memory import cache_memory, layer_elements
 from ikirere.recipe.schema import Model
 
-SETTINGS: dict[str, Any] = {"local_chunk": 7, "global_stride": 4, "top_k": 2}
+SETTINGS: dict[str, Any] = {"window": 7, "block_size": 4, "top_k": 2}
 
 
 def config(pattern: str = "hybrid", **settings: Any) -> ModelConfig:
@@ -63,7 +63,7 @@ def test_packed_documents_are_documents_apart() -> None:
 @pytest.mark.parametrize("rope", [True, False])
 @pytest.mark.parametrize("chunk", [64, 200])
 def test_a_window_over_everything_is_full_attention(chunk: int, rope: bool) -> None:
-    model = scrambled(config(local_chunk=chunk, rope_scaling="none", rope=rope), torch.float32)
+    model = scrambled(config(window=chunk, rope_scaling="none", rope=rope), torch.float32)
     full = Decoder(ModelConfig(50, 32, 2, 4, 2, 48, 128, mixers={"full": {"rope": rope}}))
     assert len(model.ropes) == rope
     assert full.load_state_dict(model.state_dict(), strict=False).missing_keys == []
@@ -76,7 +76,7 @@ def test_a_window_over_everything_is_full_attention(chunk: int, rope: bool) -> N
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"rope": False}, {"local_chunk": 3, "global_stride": 5, "top_k": 1}, {"rope_scaling": "yarn", "original_max_position_embeddings": 16}],
+    [{}, {"rope": False}, {"window": 3, "block_size": 5, "top_k": 1}, {"rope_scaling": "yarn", "original_max_position_embeddings": 16}],
 )  # fmt: skip
 def test_generation_continues_at_every_split(settings: dict[str, Any]) -> None:
     """The rest of the sequence in one pass, and token by token."""
@@ -243,7 +243,7 @@ def test_autocast_loses_no_more_than_with_full_attention() -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"local_chunk": 0}, r"model\.mixers\.hybrid\.local_chunk"),
+        ({"window": 0}, r"model\.mixers\.hybrid\.window"),
         ({"global_tokens": "mean"}, r"model\.mixers\.hybrid\.global_tokens.*learned_summaries"),
         ({"rope_scaling": "linear"}, r"model\.mixers\.hybrid\.rope_scaling"),
         ({"original_max_position_embeddings": 256}, r"original_max_position_embeddings 256 is beyond.* 128"),
@@ -282,13 +282,13 @@ def test_parameters_are_counted() -> None:
 
 
 def test_operations_are_those_of_the_definition() -> None:
-    for length, settings in ((100, {}), (7, {}), (333, {"local_chunk": 40, "global_stride": 16, "top_k": 3})):
+    for length, settings in ((100, {}), (7, {}), (333, {"window": 40, "block_size": 16, "top_k": 3})):
         model = recipe_model(**settings)
         h = model.mixer("hybrid")
         assert isinstance(h, Hybrid)
-        before = [max(0, i - h.local_chunk + 1) // h.global_stride for i in range(length)]
+        before = [max(0, i - h.window + 1) // h.block_size for i in range(length)]
         seen = sum(
-            i + 1 - h.global_stride * b + b + h.global_stride * min(h.top_k, b) for i, b in enumerate(before)
+            i + 1 - h.block_size * b + b + h.block_size * min(h.top_k, b) for i, b in enumerate(before)
         )
         chosen = 2 * model.num_key_value_heads * model.head_size * sum(before)
         expected = (4 * model.num_attention_heads * model.head_size * seen + chosen) / length
@@ -324,7 +324,7 @@ def saved_bytes(model: Decoder, length: int, documents: bool) -> int:
 
 @pytest.mark.parametrize("documents", [False, True])
 def test_memory_is_linear_and_as_planned(documents: bool) -> None:
-    recipe = recipe_model(local_chunk=64, global_stride=32, top_k=4).model_copy(update={"qk_norm": False})
+    recipe = recipe_model(window=64, block_size=32, top_k=4).model_copy(update={"qk_norm": False})
     model, deeper = (
         Decoder(ModelConfig.from_recipe(recipe.model_copy(update={"num_hidden_layers": n}))) for n in (2, 4)
     )
@@ -352,7 +352,7 @@ def test_no_tensor_grows_with_the_square() -> None:
 
     shape = ModelConfig(
         9, 8, 1, 2, 1, 8, 8192, layer_pattern="hybrid",
-        mixers={"hybrid": {"local_chunk": 128, "global_stride": 64, "top_k": 4}},
+        mixers={"hybrid": {"window": 128, "block_size": 64, "top_k": 4}},
     )  # fmt: skip
     model = Decoder(shape)
     with Largest() as largest:

@@ -15,7 +15,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.kda import KimiDeltaAttention
-from ikirere.model.layers.mixer import Context
+from ikirere.model.layers.mixer import ForwardContext
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.schema import Model
@@ -112,5 +112,5 @@ def test_decay_of_a_fresh_layer_spans_short_and_long_memory() -> None:
     decay = mixer.decay(x).exp()
     assert decay.shape == (1, 50, 4, 32)
     assert 0 < decay.min() < 0.6 < 0.99 < decay.max() < 1
-    context = Context(torch.arange(50)[None], (), None, None, causal=True)
+    context = ForwardContext(torch.arange(50)[None], (), None, None, causal=True)
     assert mixer(x, context).shape == x.shape

@@ -11,7 +11,7 @@ from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import why_no_public_class
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer
 from ikirere.model.layers.mixers import MIXERS
 
 
@@ -43,10 +43,10 @@ class Decay(Mixer):
         self.rate = torch.nn.Parameter(torch.empty(config.hidden_size))
         self.o_proj = Linear(config.hidden_size, config.hidden_size)
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         self.rate.fill_(self.value)
 
-    def forward(self, x: Tensor, context: Context, state: DecayState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: DecayState | None = None) -> Tensor:
         step = context.step
         memory = state is not None and step is not None
         held = state.sums[step.column[:, 0]] if memory else torch.zeros_like(x[:, 0])

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ikirere.data.batch import Batch
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers import selection
 from ikirere.model.layers.selection import selection_loss
 from ikirere.model.layers.summaries import layout_of, summaries
+from ikirere.tokens.batch import Batch
 from ikirere.train.objective import CrossEntropy
 from ikirere.train.parallel import checkpoint_activations
 
@@ -120,7 +120,7 @@ def test_without_a_choice_there_is_no_loss() -> None:
 
 
 def model(**settings: Any) -> Decoder:
-    mixers = {"hybrid": {"local_chunk": 7, "global_stride": 4, "top_k": 2, **settings}}
+    mixers = {"hybrid": {"window": 7, "block_size": 4, "top_k": 2, **settings}}
     shape = ModelConfig(
         50, 32, 2, 4, 2, 48, 128, layer_pattern="hybrid", mixers=mixers, initializer_range=0.3
     )

@@ -1,4 +1,4 @@
-"""Renumbered sinks: equal to explicit turns of every pair, exact from their cache, beyond the trained length."""
+"""Renumbered sinks: equal to explicit rope_tables of every pair, exact from their cache, beyond the trained length."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub.windowed import GraniteSWA, Olmo3
 from ikirere.model.layers.attention import attend
-from ikirere.model.layers.mixer import Context
+from ikirere.model.layers.mixer import ForwardContext
 from ikirere.model.layers.mixers import MIXERS
 from ikirere.model.layers.rope import Rope, RopeSpec, rotate
 from ikirere.model.layers.window import WindowAttention, meeting_sinks, window_attend
@@ -114,11 +114,11 @@ def test_a_renumbered_layer_equals_turns_of_every_pair() -> None:
     mixer = model.layers[0].mixer
     assert isinstance(mixer, WindowAttention)
     x, places = torch.randn(2, 70, 32), torch.arange(70).expand(2, -1)
-    turns = tuple(rope(places) for rope in model.ropes)
+    rope_tables = tuple(rope(places) for rope in model.ropes)
     with torch.no_grad():
         q, k, v = (t.transpose(1, 2) for t in mixer.heads_of(x))
         y = oracle(q, k, v, places, torch.zeros_like(places), 9, 3, None)
-        got = mixer(x, Context(places, turns, None, None, causal=True))
+        got = mixer(x, ForwardContext(places, rope_tables, None, None, causal=True))
     torch.testing.assert_close(got, mixer.o_proj(y.flatten(2)), rtol=1e-5, atol=1e-5)
 
 
@@ -184,8 +184,8 @@ def test_far_streams_repeat_what_near_ones_say() -> None:
     found = []
     for shift in (0, far):
         places = torch.arange(12)[None] + torch.where(torch.arange(12) < 3, 0, shift)
-        turns = (Rope(RopeSpec(8, last=11), 1, 10_000.0)(places),)
-        q, k, v, last = mixer.project_twice(x, Context(places, turns, None, None, causal=True))
+        rope_tables = (Rope(RopeSpec(8, last=11), 1, 10_000.0)(places),)
+        q, k, v, last = mixer.project_twice(x, ForwardContext(places, rope_tables, None, None, causal=True))
         context = torch.cat((places[:, :0], places), 1)
         found.append(mixer._continue(q[:, :, -1:], k, v, context[:, :-1], context[:, -1:], last[:, :, -1:]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)

@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ikirere.data.batch import IGNORE, Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.dpo import EncodedPair, Preference, collate_pairs, pair_logprobs, preference_loss
+from ikirere.tokens.batch import IGNORE, Batch
 
 CASES = 24
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ikirere.model.layers import summaries as summaries_module
-from ikirere.model.layers.parts import hybrid_attention
 from ikirere.model.layers.ring import Rank, merged_summaries, ring_order, shard_summaries
+from ikirere.model.layers.split_attention import hybrid_attention
 from ikirere.model.layers.summaries import layout_of, summaries
 
 

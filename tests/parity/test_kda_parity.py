@@ -23,7 +23,7 @@ from torch import Tensor
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.delta import chunked, delta_rule, recurrent
-from ikirere.model.layers.mixer import Context
+from ikirere.model.layers.mixer import ForwardContext
 
 transformers = pytest.importorskip("transformers")
 kimi = pytest.importorskip("transformers.models.kimi_linear.modeling_kimi_linear")
@@ -160,7 +160,7 @@ def test_a_layer_and_its_gradients(seed: int) -> None:
             )
     x = torch.randn(2, length, hidden)
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y, z = mixer(one, Context(torch.arange(length)[None], (), None, None, causal=True)), their(two)
+    y, z = mixer(one, ForwardContext(torch.arange(length)[None], (), None, None, causal=True)), their(two)
     assert (y - z).abs().max() <= 1e-5
     weight = torch.randn(y.shape)
     (y * weight).sum().backward()

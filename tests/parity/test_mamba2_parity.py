@@ -13,7 +13,7 @@ from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.decay import chunked, recurrent
-from ikirere.model.layers.mixer import Context, Mixer
+from ikirere.model.layers.mixer import ForwardContext, Mixer
 
 transformers = pytest.importorskip("transformers")
 theirs = pytest.importorskip("transformers.models.mamba2.modeling_mamba2")
@@ -64,7 +64,7 @@ def test_a_mamba2_layer_and_its_gradients(seed: int) -> None:
     alike(mixer, their)
     x = torch.randn(2, length, shape.hidden_size)
     one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
-    y = mixer(one, Context(torch.arange(length)[None], (), None, None, causal=True))
+    y = mixer(one, ForwardContext(torch.arange(length)[None], (), None, None, causal=True))
     z = their(two)
     assert (y - z).abs().max() <= 1e-5 * z.abs().max().clamp_min(1)
     weight = torch.randn(y.shape)
@@ -107,7 +107,9 @@ def test_decoding_against_mamba2_for_causal_lm(seed: int) -> None:
     def framed(t: Tensor, begin: int) -> Tensor:
         x = model.backbone.embeddings(t)
         step = cache.plan((2, t.shape[1]), None, None)
-        context = Context(torch.arange(begin, begin + t.shape[1])[None], (), None, None, begin == 0, step)
+        context = ForwardContext(
+            torch.arange(begin, begin + t.shape[1])[None], (), None, None, begin == 0, step
+        )
         for block, layer, state in zip(ours.blocks(), model.backbone.layers, cache.layers, strict=True):
             x = x + block.mixer(layer.norm(x), context, state)
         cache.advance(step)

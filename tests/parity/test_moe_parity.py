@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-from ikirere.data.batch import Batch
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
@@ -19,6 +18,7 @@ from ikirere.model.hub import load_config, load_pretrained, save_pretrained
 from ikirere.model.layers.moe import MixtureOfExperts
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.schema import Model
+from ikirere.tokens.batch import Batch
 from ikirere.train.objective import CrossEntropy
 
 transformers = pytest.importorskip("transformers")

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ikirere.data.batch import Batch
 from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
+from ikirere.tokens.batch import Batch
 from ikirere.train.recursion import DeepSupervision, RecursiveTrainer
 
 SIZES = {

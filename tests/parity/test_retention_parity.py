@@ -18,7 +18,7 @@ from torch import Tensor
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.layers.decay import chunked, decay_rule, recurrent
-from ikirere.model.layers.mixer import Context
+from ikirere.model.layers.mixer import ForwardContext
 from ikirere.model.layers.retention import log_decay
 from ikirere.model.layers.rope import Rope, RopeSpec
 
@@ -86,7 +86,7 @@ def test_retention_against_fla(seed: int) -> None:
 
 @pytest.mark.parametrize("length", [5, 40, 131])
 def test_a_retention_layer_and_its_gradients(length: int) -> None:
-    """Projections, turns, norm of each head and gate, written out."""
+    """Projections, rope_tables, norm of each head and gate, written out."""
     torch.manual_seed(length)
     settings = {"num_heads": 3, "head_dim": 8, "value_head_dim": 10, "chunk_size": 16}
     config = ModelConfig(
@@ -113,11 +113,14 @@ def test_a_retention_layer_and_its_gradients(length: int) -> None:
         o = o * torch.rsqrt(o.square().mean(-1, keepdim=True) + 1e-5) * mixer.o_norm.weight
         return mixer.o_proj(o.flatten(2) * F.silu(mixer.g_proj(x)))
 
-    turns = (Rope(RopeSpec(8), 200, 10_000.0)(positions),)
+    rope_tables = (Rope(RopeSpec(8), 200, 10_000.0)(positions),)
     x = torch.randn(2, length, 20)
     weight = torch.randn(x.shape)
     found = []
-    for form in (lambda t: mixer(t, Context(positions, turns, None, None, causal=True)), written):
+    for form in (
+        lambda t: mixer(t, ForwardContext(positions, rope_tables, None, None, causal=True)),
+        written,
+    ):
         leaf = x.clone().requires_grad_()
         y = form(leaf)
         found.append([y, *torch.autograd.grad((y * weight).sum(), [leaf, *mixer.parameters()])])

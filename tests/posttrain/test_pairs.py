@@ -15,7 +15,6 @@ from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.dpo import PairSource, Preference, pair_logprobs
 from ikirere.posttrain.generate import Row, conversations
-from ikirere.posttrain.material import shares
 from ikirere.posttrain.onpolicy import judge, sampled_pairs
 from ikirere.posttrain.pairs import (
     BREVITY,
@@ -27,8 +26,9 @@ from ikirere.posttrain.pairs import (
     read_pairs,
     turns,
 )
+from ikirere.posttrain.stage_rows import shares
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
-from ikirere.serve.engine import Engine
+from ikirere.serve.engine.engine import Engine
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.train.optimiser import build_optimizer

@@ -22,7 +22,7 @@ from ikirere.posttrain import measures, onpolicy
 from ikirere.posttrain import stage as stages
 from ikirere.posttrain.generate import KINDS
 from ikirere.posttrain.stage import DpoStage, SftStage
-from ikirere.programme.measure import measure, read_rows
+from ikirere.programme.metrics import measure, read_rows
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.schema import Recipe
@@ -204,7 +204,7 @@ def test_missing_inputs_are_named(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_documents_that_are_gone_are_named(run: Path, tmp_path: Path) -> None:
-    from ikirere.posttrain.material import read_documents
+    from ikirere.posttrain.stage_rows import read_documents
 
     documents: list[dict[str, Any]] = read_documents(run / "data" / "documents-train.parquet", 3)
     assert len(documents) == 30 and documents == read_documents(run / "data" / "documents-train.parquet", 3)

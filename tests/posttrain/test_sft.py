@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.data.batch import IGNORE, Batch
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -22,6 +21,7 @@ from ikirere.posttrain.sft import SftSource, collate, pack
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
+from ikirere.tokens.batch import IGNORE, Batch
 from ikirere.train.objective import CrossEntropy
 
 

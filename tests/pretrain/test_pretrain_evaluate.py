@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.data.shards import Shard
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.pretrain.evaluate import _windows, bits_per_byte, chosen_documents, compressed_bits, continuation
+from ikirere.tokens.shards import Shard
 
 VOCAB, EOS = 50, 49
 

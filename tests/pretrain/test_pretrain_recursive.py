@@ -16,21 +16,21 @@ import pytest
 import torch
 import yaml
 
-from ikirere.data.shards import open_shards, write_shards
-from ikirere.data.sources.puzzles.source import PuzzleSource
+from ikirere.corpus.readers.puzzles.source import PuzzleSource
 from ikirere.errors import UserError
 from ikirere.eval.stage import EvaluateStage
 from ikirere.model.hub import load_model
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
 from ikirere.pretrain.stage import PretrainStage
-from ikirere.programme.measure import measure
+from ikirere.programme.metrics import measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.data import Puzzles
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
+from ikirere.tokens.shards import open_shards, write_shards
 
 ROOT = Path(__file__).parents[2]
 VOCAB = 300

@@ -18,18 +18,18 @@ import pytest
 import torch
 import yaml
 
-from ikirere.data.shards import open_shards, write_shards
 from ikirere.errors import UserError
 from ikirere.model.hub import load_pretrained
 from ikirere.pretrain import stage as module
 from ikirere.pretrain.evaluate import bits_per_byte
 from ikirere.pretrain.stage import PretrainStage, attention_of, theta_of
-from ikirere.programme.measure import measure
+from ikirere.programme.metrics import measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
+from ikirere.tokens.shards import open_shards, write_shards
 
 ROOT = Path(__file__).parents[2]
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
@@ -214,7 +214,7 @@ def test_phases_change_attention_also_after_a_stop(
 ) -> None:
     """Full attention, then hybrid, then full: the steps of a run that was stopped are those of one that was not, and
     what is saved and measured is the model's own pattern."""
-    shape = {"local_chunk": 8, "global_stride": 4, "top_k": 2, "original_max_position_embeddings": 16}
+    shape = {"window": 8, "block_size": 4, "top_k": 2, "original_max_position_embeddings": 16}
     mixture = {"code": 0.5, "docs": 0.5}
     phases = [
         phase(steps=n, attention=attention, mixture=mixture, name=str(n))
@@ -252,7 +252,7 @@ def test_phases_change_attention_also_after_a_stop(
         assert (tmp_path / "cut" / name).read_text() == (tmp_path / "whole" / name).read_text()
     again = load_pretrained(tmp_path / "whole" / "model")
     assert again.attention == "hybrid"
-    assert again.config.mixers["hybrid"]["local_chunk"] == 8
+    assert again.config.mixers["hybrid"]["window"] == 8
 
 
 def phase(**changes: Any) -> dict[str, Any]:

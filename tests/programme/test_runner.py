@@ -23,7 +23,7 @@ ALL = ("numbers", "square", "total")
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage before each stage takes longer than a toy stage, in a process that has torch."""
-    monkeypatch.setattr("ikirere.programme.gauge.give_back_memory", lambda: None)
+    monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
 
 
 class Lines(Reporter):

@@ -17,7 +17,7 @@ from ikirere.programme.verify import verify, verify_and_say
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr("ikirere.programme.gauge.give_back_memory", lambda: None)
+    monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
     runner.run(toy_recipe(target=0.55), tmp_path, tmp_path / "run", load_toy)
     return tmp_path / "run"
 

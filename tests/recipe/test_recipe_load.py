@@ -65,7 +65,7 @@ def test_overrides_set_scalars_lists_and_new_keys() -> None:
             "pretrain.compile=on",
             "data.sources.0.include=[docs]",
             "pretrain.phases.0.mixture={docs: 1}",
-            "serve.context=128",
+            "serve.max_model_len=128",
             "name=a=b".replace("=b", "-b"),
         ],
     )
@@ -74,7 +74,7 @@ def test_overrides_set_scalars_lists_and_new_keys() -> None:
     assert recipe.model.rope_theta == 500_000.0
     assert recipe.pretrain.compile == "on"
     assert recipe.pretrain.phases[0].mixture == {"docs": 1.0}
-    assert recipe.serve.context == 128
+    assert recipe.serve.max_model_len == 128
     assert recipe.name == "a-b"
 
 
@@ -246,3 +246,19 @@ def test_dump_then_load_gives_an_equal_recipe(
     values["stated"]["notes"] = notes
     recipe = parse_recipe(values)
     assert parse_recipe(parse(dump(recipe), "x").value) == recipe
+
+
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [
+        ("serve.slots=4", "serve.slots: was renamed; write max_num_seqs instead"),
+        ("serve.context=128", "serve.context: was renamed; write max_model_len instead"),
+        ("data.near_duplicates.rows=5", "data.near_duplicates.rows: was renamed; write rows_per_band instead"),
+        ("model.mixers.hybrid.local_chunk=64", "hybrid.local_chunk: was renamed; write window instead"),
+        ("model.mixers.hybrid.global_stride=64", "hybrid.global_stride: was renamed; write block_size instead"),
+    ],
+)
+def test_a_renamed_key_is_answered_with_its_new_name(override: str, new: str) -> None:
+    with pytest.raises(UserError) as error:
+        load_recipe(SMALL, [override])
+    assert new in str(error.value)

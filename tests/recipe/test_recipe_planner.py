@@ -21,8 +21,8 @@ from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner import Plan, plan, render
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import forward_per_token, mean_context, training_per_token
-from ikirere.recipe.planner.leaks import find_leaks
 from ikirere.recipe.planner.memory import layer_elements
+from ikirere.recipe.planner.name_overlap import find_leaks
 from ikirere.recipe.schema import Model
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -198,12 +198,14 @@ def test_memory_follows_sharding_precision_and_optimiser() -> None:
     ],
 )
 def test_cache_at_the_served_context(overrides: list[str], gigabytes: float) -> None:
-    made = planned(RECIPES / "irm-2b.yaml", "serve.context=200000", *overrides)
+    made = planned(RECIPES / "irm-2b.yaml", "serve.max_model_len=200000", *overrides)
     assert made.cache.per_sequence / 1e9 == pytest.approx(gigabytes, rel=0.01)
 
 
 def test_kda_keeps_a_state_of_fixed_size() -> None:
-    short, long = (planned(RECIPES / "smol-100m-kda.yaml", f"serve.context={n}").cache for n in (1024, 4096))
+    short, long = (
+        planned(RECIPES / "smol-100m-kda.yaml", f"serve.max_model_len={n}").cache for n in (1024, 4096)
+    )
     grown = long.per_sequence - short.per_sequence
     assert grown == 3 * 3072 * 2 * 128 * 2  # three full layers of one 128-wide key and value in 16 bits
 
@@ -265,12 +267,12 @@ def test_grids_need_no_gpt2_vocabulary() -> None:
         ("gguf_widths", ["serve.export=[gguf-q4_k_m]", "model.intermediate_size=700"], "700 = 2.73 x 256"),
         ("gguf_widths", ["serve.export=[gguf-q8_0]", "model.head_dim=32"], "128 (4 x 32) = 0.5 x 256"),
         ("sequence_lengths", ["model.max_position_embeddings=200"], "256 tokens, the model has 200 positions"),
-        ("sequence_lengths", ["serve.context=2000"], "2,000 tokens, the model has 1,024 positions"),
+        ("sequence_lengths", ["serve.max_model_len=2000"], "2,000 tokens, the model has 1,024 positions"),
         ("milestones", ["pretrain.milestones=[{name: late, step: 401}]"], "step 401 of 400 is never reached"),
         ("batches", ["hardware.count=3"], "16 sequences over 3 groups of devices = 5.33 each"),
         ("batches", ["hardware.count=3", "pretrain.phases.0.context_parallel=2"], "groups of 2"),
         ("fits", ["hardware.device=t4", "hardware.precision=fp16", "model.intermediate_size=4000000"], "t4 has 16 GB"),
-        ("fits", ["hardware.device=t4", "hardware.precision=fp16", "serve.slots=9000"], "9000 caches"),
+        ("fits", ["hardware.device=t4", "hardware.precision=fp16", "serve.max_num_seqs=9000"], "9000 caches"),
         ("precision", ["hardware.device=t4"], ""),
         ("precision", ["hardware.device=a100-80gb", "pretrain.precision=fp8"], "a100-80gb has no fp8"),
         ("precision", ["pretrain.precision=fp8"], "cpu has no fp8"),

@@ -112,7 +112,7 @@ def test_patterns_keep_whole_periods_and_names() -> None:
     irm = shrink(named("irm-2b"))
     assert [p.attention for p in irm.pretrain.phases] == ["full", "hybrid"]
     assert [p.sequence_length for p in irm.pretrain.phases] == [64, 256]
-    assert irm.model.mixers["hybrid"]["local_chunk"] < 64
+    assert irm.model.mixers["hybrid"]["window"] < 64
 
 
 def test_a_pretrained_tokenizer_becomes_a_small_one_and_says_why() -> None:

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from ikirere.errors import UserError
-from ikirere.programme.measure import measure
+from ikirere.programme.metrics import measure
 from ikirere.report.collect import read_run
 from ikirere.report.html import render, write_report
 from ikirere.report.notebook import write_notebook

@@ -17,9 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import ikirere.serve.engine
-import ikirere.serve.running
-import ikirere.serve.turn
+import ikirere.serve.engine.engine
+import ikirere.serve.engine.sequence
+import ikirere.serve.engine.turn_parser
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -57,7 +57,7 @@ SCRIPT: dict[str, list[str]] = {
 @lru_cache
 def small_tokenizer() -> Tokenizer:
     """A BPE of 600 ids, trained on this package's own source."""
-    modules = (ikirere.serve.engine, ikirere.serve.running, ikirere.serve.turn)
+    modules = (ikirere.serve.engine.engine, ikirere.serve.engine.sequence, ikirere.serve.engine.turn_parser)
     texts = [inspect.getsource(module) for module in modules]
     with tempfile.TemporaryDirectory() as folder:
         section = TokenizerSection(kind="bpe", vocab_size=600)
@@ -144,17 +144,17 @@ class Scripted(Decoder):
 def main(port: int, delay: float) -> None:
     import uvicorn
 
-    from ikirere.serve.api import create_app, listen
+    from ikirere.serve.http.api import create_app, listen
 
     tokenizer = small_tokenizer()
     sock = listen("127.0.0.1", port)
-    app = create_app(Scripted(tokenizer, delay=delay), tokenizer, "scripted", slots=4)
+    app = create_app(Scripted(tokenizer, delay=delay), tokenizer, "scripted", max_num_seqs=4)
     print(f"http://127.0.0.1:{sock.getsockname()[1]}", flush=True)
     uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2)).run(sockets=[sock])
 
 
 def main_chat(delay: float) -> None:
-    import ikirere.serve.chat as terminal
+    import ikirere.serve.terminal as terminal
 
     model = Scripted(small_tokenizer(), delay=delay)
     terminal.load_run_model = lambda path: (model, model.tokenizer, Path("scripted"))  # type: ignore[assignment]

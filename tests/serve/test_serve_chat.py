@@ -20,11 +20,11 @@ from serve_room import Scripted, small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.hub import save_pretrained
-from ikirere.serve import threads
-from ikirere.serve.api import listen, serve
-from ikirere.serve.chat import Conversation, visible
-from ikirere.serve.engine import Engine
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.engine import cpu_threads as threads
+from ikirere.serve.http.api import listen, serve
 from ikirere.serve.load import find_model, load_run_model, model_name, serve_settings
+from ikirere.serve.terminal import Conversation, visible
 
 ROOM = str(Path(__file__).parent / "serve_room.py")
 
@@ -106,7 +106,7 @@ def test_in_a_terminal(terminal: Terminal) -> None:
 
 def test_old_exchanges_are_forgotten_when_the_context_is_full() -> None:
     tokenizer = small_tokenizer()
-    talk = Conversation(Engine(Scripted(tokenizer, context=200), tokenizer, slots=1), (), 0.0, 100)
+    talk = Conversation(Engine(Scripted(tokenizer, context=200), tokenizer, max_num_seqs=1), (), 0.0, 100)
     for _ in range(10):
         assert list(talk.ask("hello"))[-1].data.text == "Hello! How can I help?"
     assert talk.forgotten > 0

@@ -14,9 +14,9 @@ from serve_room import small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
-from ikirere.serve.engine import Engine
-from ikirere.serve.request import Completion, ContextTooLong, Request
-from ikirere.serve.turn import Marks
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.request import Completion, ContextTooLong, Request
+from ikirere.serve.engine.turn_parser import ChatTokens
 
 
 def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -44,7 +44,7 @@ def test_greedy_equals_whole_forward_passes(slots: int) -> None:
     requests = [
         Request(prompt, length, chat=False, ignore_end=True) for prompt, length in zip(asked, lengths)
     ]
-    done = Engine(model, tokenizer, slots=slots).generate(requests)
+    done = Engine(model, tokenizer, max_num_seqs=slots).generate(requests)
     for prompt, length, completion in zip(asked, lengths, done):
         assert completion.ids == naive(model, prompt, length, ends)
         assert (completion.finish_reason, completion.sampled) == ("length", length)
@@ -54,15 +54,15 @@ def test_greedy_equals_whole_forward_passes(slots: int) -> None:
 def test_a_long_prompt_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = small_model(), small_tokenizer()
     asked = [Request(prompt, 6, chat=False) for prompt in [*prompts(3, 20), *prompts(2, 200, 1)]]
-    whole = Engine(model, tokenizer, slots=4).generate(asked)
-    monkeypatch.setattr("ikirere.serve.engine.PREFILL_TOKENS", 16)
-    pieces = Engine(model, tokenizer, slots=4).generate(asked)
+    whole = Engine(model, tokenizer, max_num_seqs=4).generate(asked)
+    monkeypatch.setattr("ikirere.serve.engine.engine.PREFILL_TOKENS", 16)
+    pieces = Engine(model, tokenizer, max_num_seqs=4).generate(asked)
     assert [c.ids for c in pieces] == [c.ids for c in whole]
 
 
 def test_an_assistant_cannot_write_what_belongs_to_others() -> None:
     model, tokenizer = small_model(), small_tokenizer()
-    marks = Marks.of(tokenizer)
+    marks = ChatTokens.of(tokenizer)
     requests = [Request(prompt, 40, temperature=5.0, seed=i) for i, prompt in enumerate(prompts(12, 9))]
     for completion in Engine(model, tokenizer).generate(requests):
         written = [entry for message in completion.messages for entry in [message["role"]]]
@@ -78,9 +78,9 @@ def test_company_and_order_change_nothing(temperature: float, top_k: int, top_p:
         Request(prompt, 12, temperature, top_k, top_p, seed=i, chat=False)
         for i, prompt in enumerate(prompts(6, 40))
     ]
-    together = Engine(model, tokenizer, slots=4).generate(asked)
-    backwards = Engine(model, tokenizer, slots=2).generate(asked[::-1])[::-1]
-    alone = [Engine(model, tokenizer, slots=1).generate([request])[0] for request in asked]
+    together = Engine(model, tokenizer, max_num_seqs=4).generate(asked)
+    backwards = Engine(model, tokenizer, max_num_seqs=2).generate(asked[::-1])[::-1]
+    alone = [Engine(model, tokenizer, max_num_seqs=1).generate([request])[0] for request in asked]
     assert [c.ids for c in together] == [c.ids for c in backwards] == [c.ids for c in alone]
 
 
@@ -100,7 +100,7 @@ def test_logprobs_are_those_of_the_model() -> None:
     model, tokenizer = small_model(), small_tokenizer()
     prompt = prompts(1, 30, 3)[0]
     request = Request(prompt, 5, chat=False, ignore_end=True, logprobs=3, prompt_logprobs=True)
-    completion = Engine(model, tokenizer, slots=2).generate([request, Request([20] * 9, 5)])[0]
+    completion = Engine(model, tokenizer, max_num_seqs=2).generate([request, Request([20] * 9, 5)])[0]
     with torch.no_grad():
         scores = model(torch.tensor([prompt + completion.ids])).log_softmax(-1)[0]
     wanted = [float(scores[i, token]) for i, token in enumerate((prompt + completion.ids)[1:])]
@@ -126,7 +126,7 @@ def test_scoring_a_prompt_writes_nothing() -> None:
 
 def test_the_context_ends_an_answer() -> None:
     model, tokenizer = small_model(context=32), small_tokenizer()
-    engine = Engine(model, tokenizer, slots=2)
+    engine = Engine(model, tokenizer, max_num_seqs=2)
     completion = engine.generate([Request([30] * 28, 100, chat=False, ignore_end=True)])[0]
     assert (completion.finish_reason, completion.sampled) == ("length", 5)
     with pytest.raises(ContextTooLong, match="32 tokens, the context holds 32"):
@@ -149,12 +149,12 @@ def test_impossible_requests_are_refused(bad: dict[str, object]) -> None:
     with pytest.raises(UserError):
         engine.submit(Request(**{"prompt": [20], "max_new_tokens": 4, **bad}))  # type: ignore[arg-type]
     with pytest.raises(UserError, match="context 2 to 256"):
-        Engine(small_model(), small_tokenizer(), capacity=257)
+        Engine(small_model(), small_tokenizer(), max_model_len=257)
 
 
 def test_aborting_frees_the_row_for_the_next() -> None:
     model, tokenizer = small_model(), small_tokenizer()
-    engine = Engine(model, tokenizer, slots=1)
+    engine = Engine(model, tokenizer, max_num_seqs=1)
     first = engine.submit(Request([20, 21, 22], 100, chat=False, ignore_end=True))
     second_prompt = prompts(1, 20, 5)[0]
     second = engine.submit(Request(second_prompt, 5, chat=False, ignore_end=True))
@@ -172,7 +172,7 @@ def test_aborting_frees_the_row_for_the_next() -> None:
 
 
 def test_leaving_a_stream_aborts_it() -> None:
-    engine = Engine(small_model(), small_tokenizer(), slots=1)
+    engine = Engine(small_model(), small_tokenizer(), max_num_seqs=1)
     events = engine.stream(Request([20, 21], 200, chat=False, ignore_end=True))
     next(events)
     events.close()
@@ -180,7 +180,7 @@ def test_leaving_a_stream_aborts_it() -> None:
 
 
 def test_completions_are_told_as_they_end() -> None:
-    engine = Engine(small_model(), small_tokenizer(), slots=2)
+    engine = Engine(small_model(), small_tokenizer(), max_num_seqs=2)
     told: dict[int, Completion] = {}
     asked = [Request([20 + i], 1 + 5 * i, chat=False, ignore_end=True) for i in range(4)]
     done = engine.generate(asked, on_done=told.__setitem__)

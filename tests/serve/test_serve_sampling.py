@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_room import ids_of, small_tokenizer
 
-from ikirere.serve.sampling import RowSettings, sample, token_logprobs
-from ikirere.serve.turn import Marks, StopStrings, Turn
-from ikirere.tokenizer.chat import parse_assistant
+from ikirere.serve.engine.sampling import RowSettings, sample, token_logprobs
+from ikirere.serve.engine.turn_parser import ChatTokens, StopStrings, Turn
+from ikirere.tokenizer.chat_format import parse_assistant
 
 
 def plain(logits: list[float], row: RowSettings) -> int:
@@ -104,7 +104,7 @@ def test_stop_strings_cut_where_the_whole_text_would_be_cut(pieces: list[str], s
 @given(st.lists(st.one_of(st.integers(0, 16), st.integers(17, 599)), max_size=40))
 def test_any_ids_can_be_read_as_a_turn(ids: list[int]) -> None:
     tokenizer = small_tokenizer()
-    marks = Marks.of(tokenizer)
+    marks = ChatTokens.of(tokenizer)
     turn = Turn(tokenizer, marks, (), chat=True)
     events = []
     for token in ids:
@@ -126,7 +126,7 @@ def test_what_streams_is_what_the_message_says(reasoning: str, content: str, arg
     text = reasoning.encode("utf-8", "replace").decode(), content.encode("utf-8", "replace").decode()
     ids = [tokenizer.id("<scratchpad>"), *tokenizer.encode(text[0]), tokenizer.id("</scratchpad>")]
     ids += [*tokenizer.encode(text[1]), *ids_of(tokenizer, "<call_tool>{</call_tool><|end|>")]
-    turn = Turn(tokenizer, Marks.of(tokenizer), (), chat=True)
+    turn = Turn(tokenizer, ChatTokens.of(tokenizer), (), chat=True)
     events = [event for token in ids for event in turn.push(token)]
     assert "".join(e.text for e in events if e.kind == "scratchpad") == text[0]
     assert "".join(e.text for e in events if e.kind == "text") == text[1] == turn.message()["content"]

@@ -11,9 +11,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from serve_room import SCRIPT, Scripted, small_tokenizer
 
-from ikirere.serve.engine import Engine
-from ikirere.serve.request import Completion, Event, Request
-from ikirere.tokenizer import chat
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.request import Completion, Event, Request
+from ikirere.tokenizer import chat_format as chat
 from ikirere.tools import registry
 from ikirere.tools.result import ToolResult
 
@@ -29,7 +29,7 @@ def ask(question: str, execute: frozenset[str] = ALL, limit: int = 500, **more: 
 
 def run(*requests: Request, slots: int = 4) -> list[Completion]:
     tokenizer = small_tokenizer()
-    return Engine(Scripted(tokenizer), tokenizer, slots=slots).generate(requests)
+    return Engine(Scripted(tokenizer), tokenizer, max_num_seqs=slots).generate(requests)
 
 
 def test_a_round_trip() -> None:
@@ -83,8 +83,8 @@ def test_the_events_of_a_round_trip() -> None:
 
 def test_many_conversations_at_once_give_what_each_gives_alone() -> None:
     questions = [q for q in SCRIPT if q != "count"] * 2
-    together = run(*(ask(question) for question in questions), slots=5)
-    alone = [run(ask(question), slots=1)[0] for question in questions]
+    together = run(*(ask(question) for question in questions), max_num_seqs=5)
+    alone = [run(ask(question), max_num_seqs=1)[0] for question in questions]
     assert [done.messages for done in together] == [done.messages for done in alone]
 
 
@@ -132,7 +132,7 @@ def test_a_slow_tool_does_not_hold_up_the_others(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(registry, "execute", slow)
     tokenizer = small_tokenizer()
-    engine = Engine(Scripted(tokenizer), tokenizer, slots=3)
+    engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=3)
     waits = engine.submit(ask("python"))
     others = [engine.submit(ask("hello")) for _ in range(4)]
     while not all(other.done for other in others):
@@ -150,7 +150,7 @@ def test_a_tool_that_is_awaited_can_be_aborted(monkeypatch: pytest.MonkeyPatch) 
     release = threading.Event()
     monkeypatch.setattr(registry, "execute", lambda *_: release.wait(30) and ToolResult(True, "late"))
     tokenizer = small_tokenizer()
-    engine = Engine(Scripted(tokenizer), tokenizer, slots=1)
+    engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=1)
     running = engine.submit(ask("python"))
     while not running.calls:
         engine.step()
@@ -202,7 +202,7 @@ def test_results_that_do_not_fit_end_the_answer() -> None:
     request = ask("What is 4821 * 37?")
     full = run(request)[0]
     for capacity in range(len(request.prompt) + 1, len(request.prompt) + len(full.ids) + 1):
-        engine = Engine(Scripted(tokenizer), tokenizer, slots=1, capacity=capacity)
+        engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=1, max_model_len=capacity)
         done = engine.generate([request])[0]
         if capacity < len(request.prompt) + len(full.ids) - 1:
             assert done.finish_reason == "length"

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import Rendered, parse_assistant, render
+from ikirere.tokenizer.chat_format import Rendered, parse_assistant, render
 from ikirere.tokenizer.specials import SPECIALS
 from ikirere.tokenizer.train import train_tokenizer
 

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import normalizers
 
 from ikirere.programme.gates import judge_all
-from ikirere.programme.measure import Metric, measure
+from ikirere.programme.metrics import Metric, measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Gate

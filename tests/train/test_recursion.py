@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ikirere.data.batch import Batch
-from ikirere.data.fill import Example
 from ikirere.errors import UserError
 from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
 from ikirere.recipe.sections import Optimizer, Schedule, Training
+from ikirere.tokens.batch import Batch
+from ikirere.tokens.infilling import Example
 from ikirere.train.loop import train
 from ikirere.train.optimiser import sort_weights
 from ikirere.train.recursion import CarriedRows, DeepSupervision, RecursiveTrainer

@@ -1,4 +1,4 @@
-"""The loop: micro-batches, hooks, phases of a source, the log, and what ends a run early."""
+"""The loop: micro-batches, callbacks, phases of a source, the log, and what ends a run early."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from train_room import Numbers, fingerprint, one_thread, run, settings, small_model
 
-from ikirere.data.batch import Batch
-from ikirere.data.loader import LoaderPhase, PackedLoader
-from ikirere.data.shards import Shard
 from ikirere.errors import UserError
-from ikirere.train.hooks import Bar
-from ikirere.train.loop import Hooks, train
+from ikirere.tokens.batch import Batch
+from ikirere.tokens.loader import LoaderPhase, PackedLoader
+from ikirere.tokens.shards import Shard
+from ikirere.train.callbacks import Bar
+from ikirere.train.loop import Callbacks, train
 from ikirere.train.objective import CrossEntropy
 
 
@@ -101,14 +101,14 @@ def test_hooks_and_progress(tmp_path: Path) -> None:
         torch.rand(1)
         seen.append(("every", step))
 
-    hooks = Hooks(
+    callbacks = Callbacks(
         progress=progress,
         track=lambda values, step: seen.append((sorted(values), step)),
         every=[(4, evaluate), ({1, 5}, lambda step, model: seen.append(("set", step)))],
         before=lambda done, model: seen.append(("before", done)),
         label="x",
     )
-    run(tmp_path, steps=5, every=99, hooks=hooks)
+    run(tmp_path, steps=5, every=99, callbacks=callbacks)
     assert bars == [("x", 5, "steps"), 1, 1, 1, 1, 1]
     names = ["x/grad_norm", "x/loss", "x/lr", "x/tokens_per_second"]
     assert [s for s in seen if s[0] != "before"] == [
@@ -129,7 +129,7 @@ def test_hooks_do_not_change_training(tmp_path: Path) -> None:
         model.eval()
 
     run(tmp_path / "a", plain, steps=4)
-    run(tmp_path / "b", watched, steps=4, hooks=Hooks(every=[(1, disturb)]))
+    run(tmp_path / "b", watched, steps=4, callbacks=Callbacks(every=[(1, disturb)]))
     assert fingerprint(plain) == fingerprint(watched) and watched.training
 
 
@@ -150,7 +150,7 @@ def test_phases_switch_at_their_steps_and_after_a_resume(tmp_path: Path) -> None
         if stop:
             source.at = _interrupt_at(source, 5)
         training = settings(checkpoint_every=4, log_every=1)
-        train(model, source, CrossEntropy(), training, 6, folder, hooks=Hooks(before=ramp))
+        train(model, source, CrossEntropy(), training, 6, folder, callbacks=Callbacks(before=ramp))
 
     whole, cut, again = small_model(), small_model(), small_model()
     go(tmp_path / "whole", whole, False)
@@ -187,7 +187,7 @@ def test_ctrl_c_writes_a_checkpoint_between_steps(tmp_path: Path) -> None:
     run(tmp_path / "whole", whole)
     lines: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "cut", cut, source=Interrupted(), hooks=Hooks(say=lines.append))
+        run(tmp_path / "cut", cut, source=Interrupted(), callbacks=Callbacks(say=lines.append))
     assert (tmp_path / "cut" / "step-000006").is_dir() and any("interrupted" in line for line in lines)
     assert signal.getsignal(signal.SIGINT) is before
     run(tmp_path / "cut", again)
@@ -198,7 +198,9 @@ def test_ctrl_c_writes_a_checkpoint_between_steps(tmp_path: Path) -> None:
 def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
     model, again = small_model(), small_model()
     first = run(tmp_path, model, steps=4)
-    second = run(tmp_path, again, steps=4, hooks=Hooks(before=lambda done, model: pytest.fail("a step")))
+    second = run(
+        tmp_path, again, steps=4, callbacks=Callbacks(before=lambda done, model: pytest.fail("a step"))
+    )
     assert fingerprint(model) == fingerprint(again)
     assert second.resumed_from == 4 and second.final_loss == first.final_loss
     assert (second.tokens, second.seconds) == (first.tokens, first.seconds)
@@ -241,7 +243,7 @@ def test_narrow_formats_train_alike(tmp_path: Path, name: str) -> None:
     run(tmp_path / "wide", steps=6)
     narrow: dict[str, Any] = {"training": {"precision": name}, "steps": 6}
     with pytest.raises(RuntimeError, match="cut"):
-        run(tmp_path / name, hooks=Hooks(every=[({5}, _cut)]), **narrow)
+        run(tmp_path / name, callbacks=Callbacks(every=[({5}, _cut)]), **narrow)
     summary = run(tmp_path / name, **narrow)
     assert (summary.precision, summary.resumed_from) == (name, 4)
     for a, b in zip(rows(tmp_path / "wide"), rows(tmp_path / name), strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parent))
 from train_room import Numbers, one_thread, small_model
 
-from ikirere.data.batch import Batch
+from ikirere.tokens.batch import Batch
 from ikirere.train import objective
 from ikirere.train.objective import (
     CrossEntropy,

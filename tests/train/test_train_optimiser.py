@@ -15,10 +15,10 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from train_room import Numbers, one_thread, small_model
 
-from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.recipe.sections import Optimizer, Schedule
+from ikirere.tokens.batch import Batch
 from ikirere.train.objective import CrossEntropy
 from ikirere.train.optimiser import build_optimizer, sort_weights
 from ikirere.train.orthogonal import Muon, orthogonalise

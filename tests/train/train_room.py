@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.recipe.sections import Optimizer, Schedule, Training
+from ikirere.tokens.batch import Batch
 from ikirere.train import checkpoint
-from ikirere.train.loop import Hooks, TrainSummary, train
+from ikirere.train.loop import Callbacks, TrainSummary, train
 from ikirere.train.objective import CrossEntropy
 from ikirere.train.parallel import whole_weights
 
@@ -118,7 +118,7 @@ def run(folder: Path, model: nn.Module | None = None, **changes: Any) -> TrainSu
         chosen["steps"],
         folder,
         seed=1,
-        hooks=chosen.get("hooks") or Hooks(say=print),
+        callbacks=chosen.get("callbacks") or Callbacks(say=print),
         config_hash=chosen.get("config_hash", "a"),
     )
 

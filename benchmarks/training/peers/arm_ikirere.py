@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from common import BATCH, CONTEXT, HEADS, LAYERS, VOCABULARY, WIDTH, arguments, bits_per_byte, report, tokens
 
-from ikirere.data.batch import Batch
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.recipe.schema import Model
 from ikirere.recipe.sections import Optimizer, Schedule, Training
+from ikirere.tokens.batch import Batch
 from ikirere.train.loop import train
 from ikirere.train.objective import CrossEntropy
 

@@ -32,7 +32,7 @@ def build(
     """Read, clean, compare, split and seal a recipe's data: its `data` stage, with every ledger."""
 
     def action() -> int:
-        from ikirere.programme.front import run_recipe
+        from ikirere.programme.commands import run_recipe
         from ikirere.recipe.load import load_recipe
         from ikirere.stages import load_stage
 
@@ -57,7 +57,7 @@ def push(
     """Put a run's sets and mixtures into a snapshot. A version that is there never changes."""
 
     def action() -> None:
-        from ikirere.data.snapshot import push as put
+        from ikirere.corpus.publish.snapshot import push as put
 
         put(run / "data" if (run / "data").is_dir() else run, target)
 
@@ -74,7 +74,7 @@ def pull(
     """Copy a snapshot and verify it."""
 
     def action() -> None:
-        from ikirere.data.snapshot import pull as get
+        from ikirere.corpus.publish.snapshot import pull as get
 
         get(source, target)
 
@@ -90,8 +90,8 @@ def verify(
     """Hash every file of a snapshot again and name what is not as its manifest says."""
 
     def action() -> int:
-        from ikirere.data.manifest import read_manifests
-        from ikirere.data.manifest import verify as check
+        from ikirere.corpus.publish.manifest import read_manifests
+        from ikirere.corpus.publish.manifest import verify as check
 
         wrong = check(folder)
         for line in wrong:

@@ -41,7 +41,7 @@ def run(
     """Run a recipe, or continue where it was left."""
 
     def action() -> int:
-        from ikirere.programme.front import run_recipe
+        from ikirere.programme.commands import run_recipe
         from ikirere.stages import load_stage
 
         return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage)
@@ -72,9 +72,9 @@ def status(run: RunFolder, json: AsJson = False) -> None:
     """Stages, metrics and gates of a run."""
 
     def action() -> None:
+        from ikirere.programme.console import show_status
         from ikirere.programme.progress import console
         from ikirere.programme.status import status as read_status
-        from ikirere.programme.tables import show_status
 
         if json:
             _print_json(read_status(run))
@@ -104,7 +104,7 @@ def chat(
     """Talk to a run's model in the terminal."""
 
     def action() -> None:
-        from ikirere.serve.chat import chat as talk
+        from ikirere.serve.terminal import chat as talk
 
         talk(run, tools=tools)
 
@@ -122,7 +122,7 @@ def serve(
     """Serve a run's model: a web page and an OpenAI-compatible endpoint."""
 
     def action() -> None:
-        from ikirere.serve.api import serve as listen
+        from ikirere.serve.http.api import serve as listen
 
         listen(run, host, port)
 
@@ -134,7 +134,7 @@ def report(run: RunFolder) -> None:
     """Make a run's report again from what the run folder holds."""
 
     def action() -> int:
-        from ikirere.programme.front import remake_report
+        from ikirere.programme.commands import remake_report
         from ikirere.stages import load_stage
 
         return remake_report(run, load_stage)

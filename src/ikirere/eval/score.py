@@ -18,7 +18,7 @@ from typing import Any
 
 from ikirere.posttrain.generate import answer_is_right
 from ikirere.posttrain.generate.row import question_of
-from ikirere.serve.request import Completion
+from ikirere.serve.engine.request import Completion
 from ikirere.tools.calculator import CalculatorError, calculate
 
 

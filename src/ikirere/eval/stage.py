@@ -8,22 +8,22 @@ from typing import Any, ClassVar
 
 import torch
 
-from ikirere.data.shards import open_shards
 from ikirere.errors import UserError
 from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_model, load_pretrained
 from ikirere.model.recursive import RecursiveModel
 from ikirere.posttrain.generate import conversations
-from ikirere.posttrain.material import read_documents
+from ikirere.posttrain.stage_rows import read_documents
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte
 from ikirere.programme.files import write_json
-from ikirere.programme.measure import Metric, read_rows
+from ikirere.programme.metrics import Metric, read_rows
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
-from ikirere.serve.threads import fit_threads
+from ikirere.serve.engine.cpu_threads import fit_threads
 from ikirere.tokenizer.base import Tokenizer
+from ikirere.tokens.shards import open_shards
 from ikirere.tools import sandbox
 
 QUESTIONS, PAIRED, BITS, SAMPLES = "questions.jsonl", "paired.jsonl", "bits.jsonl", "samples.json"
@@ -222,7 +222,7 @@ def _over_kinds(
 
 
 def _recursive(context: StageContext) -> StageResult:
-    """Blanks of held-out rows after all supervision steps, and the change since the first milestone."""
+    """SpanMasker of held-out rows after all supervision steps, and the change since the first milestone."""
     recipe = context.recipe
     if "pretrain" not in context.inputs or "shards" not in context.inputs:
         raise UserError(

@@ -10,10 +10,10 @@ from typing import Any
 from ikirere.eval.score import score
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.generate.row import prompt_of
-from ikirere.serve.engine import Engine
-from ikirere.serve.request import Request
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.request import Request
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import render
+from ikirere.tokenizer.chat_format import render
 
 SLOTS = 32
 RESULT_ROOM = 1024  # tokens of context for tools' results, beside prompt and answer
@@ -27,7 +27,7 @@ class Settings:
     temperature: float = 0.0
     max_new_tokens: int = 128
     seed: int = 0
-    slots: int = SLOTS
+    max_num_seqs: int = SLOTS
 
 
 def play(
@@ -54,7 +54,7 @@ def play(
         return []
     longest = max(len(request.prompt) for _, request in asked)
     capacity = min(limit, longest + settings.max_new_tokens + RESULT_ROOM)
-    engine = Engine(model, tokenizer, min(settings.slots, len(asked)), capacity)
+    engine = Engine(model, tokenizer, min(settings.max_num_seqs, len(asked)), capacity)
     began = time.perf_counter()
     try:
         done = engine.generate(

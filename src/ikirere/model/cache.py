@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import KVState
-from ikirere.model.layers.mixer import Step
+from ikirere.model.layers.mixer import CacheStep
 from ikirere.model.layers.mixers import mixers_of
 
 
@@ -61,7 +61,7 @@ class KVCache:
             state.copy(source, target, length)
         self.lengths[target] = length
 
-    def plan(self, shape: tuple[int, int], rows: Tensor | None, counts: Tensor | None) -> Step:
+    def plan(self, shape: tuple[int, int], rows: Tensor | None, counts: Tensor | None) -> CacheStep:
         """The step that appends tokens of `shape` [B, T] to `rows` (default: all), of which `counts` [B] are real.
 
         Raises ValueError where rows and tokens do not match, a row is named twice or unknown, or one would overflow.
@@ -86,7 +86,7 @@ class KVCache:
         places = torch.minimum(starts[:, None] + torch.arange(length), ends[:, None] - 1)
         neighbours = picked == list(range(picked[0], picked[0] + batch))
         column = torch.tensor(picked, device=self.device).unsqueeze(1)
-        return Step(
+        return CacheStep(
             picked=tuple(picked),
             rows=slice(picked[0], picked[0] + batch) if neighbours else column[:, 0],
             column=column,
@@ -111,6 +111,6 @@ class KVCache:
                 f"the cache was made for a model with {name} {mine[name]!r}; this one has {other[name]!r}"
             )
 
-    def advance(self, step: Step) -> None:
+    def advance(self, step: CacheStep) -> None:
         """Counts the tokens of a step that every layer has stored."""
         self.lengths[list(step.picked)] = step.ends

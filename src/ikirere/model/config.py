@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ikirere.errors import UserError
+from ikirere.recipe.renamed import translated
 from ikirere.recipe.schema import Model
 
 _ITEM = re.compile(r"([A-Za-z_][\w-]*)(?:\*([1-9]\d*))?")
@@ -99,7 +100,8 @@ class ModelConfig:
         required = {name for name in _SIZES if name != "head_dim"}
         if missing := sorted(required - set(values)):
             raise UserError(f"model: missing key {', '.join(missing)}")
-        return cls(**{**values, "head_dim": values.get("head_dim") or 0})
+        mixers = {name: translated(name, given) for name, given in values.get("mixers", {}).items()}
+        return cls(**{**values, "mixers": mixers, "head_dim": values.get("head_dim") or 0})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -15,7 +15,7 @@ from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig, expand_pattern
 from ikirere.model.layers.ffns import ffns_of
-from ikirere.model.layers.mixer import Context, Linear
+from ikirere.model.layers.mixer import ForwardContext, Linear
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.moe import MixtureOfExperts
 from ikirere.model.layers.norm import RMSNorm
@@ -36,7 +36,7 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.ffn = ffn(config, config.ffns.get(ffn_kind, {}))
 
-    def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: Any = None) -> Tensor:
         if self.post:
             x = x + self.mixer_norm(self.mixer(x, context, state))
             return x + self.ffn_norm(self.ffn(x, context))
@@ -100,7 +100,7 @@ class Decoder(Network):
         used = list(dict.fromkeys(spec for spec in specs if spec is not None))
         for block, name, spec in zip(self.blocks(), names, specs):
             block.mixer.mode = name
-            block.mixer.turn = used.index(spec) if spec is not None else 0
+            block.mixer.rope_index = used.index(spec) if spec is not None else 0
         kinds = [cast(Rope, rope).spec for rope in self.ropes]
         self._turning = [kinds.index(spec) for spec in used]
 
@@ -116,7 +116,7 @@ class Decoder(Network):
             id(part.get_parameter(f"{name}.weight"))
             for block in self.blocks()
             for part in (block.mixer, block.ffn)
-            for name in part.residual
+            for name in part.residual_projections
         }
         scale = self.config.initializer_range
         for parameter in self.parameters():
@@ -127,8 +127,8 @@ class Decoder(Network):
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
             parameter.copy_(drawn.normal_(0.0, std, generator=generator))
         for block in self.blocks():
-            block.mixer.start(generator)
-            block.ffn.start(generator)
+            block.mixer.init_weights(generator)
+            block.ffn.init_weights(generator)
 
     @property
     def auxiliary(self) -> dict[str, Tensor]:
@@ -221,14 +221,14 @@ class Decoder(Network):
         cache: KVCache | None,
         rows: Tensor | None,
         counts: Tensor | None,
-    ) -> Context:
+    ) -> ForwardContext:
         batch, length = tokens.shape
         if cache is None:
             if positions is None:
                 self._fits(length)
                 positions = _positions(batch, length, document_ids, tokens.device)
             mask = document_mask(document_ids) if document_ids is not None and self._masked else None
-            return Context(positions, self._turns(positions), document_ids, mask, causal=True)
+            return ForwardContext(positions, self._turns(positions), document_ids, mask, causal=True)
         if document_ids is not None:
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
         cache.check(self.config)
@@ -242,20 +242,20 @@ class Decoder(Network):
         if positions is None:
             self._fits(step.end)
             positions = step.places
-        turns = self._turns(positions)
+        rope_tables = self._turns(positions)
         if step.start == 0 and step.end == length:
-            return Context(positions, turns, None, None, causal=True, step=step)
+            return ForwardContext(positions, rope_tables, None, None, causal=True, step=step)
         if (step.start is not None and length == 1) or not self._masked:
-            return Context(positions, turns, None, None, causal=False, step=step)
+            return ForwardContext(positions, rope_tables, None, None, causal=False, step=step)
         seen = torch.arange(step.end, device=tokens.device) <= step.places[:, :, None]
-        return Context(positions, turns, None, seen[:, None], causal=False, step=step)
+        return ForwardContext(positions, rope_tables, None, seen[:, None], causal=False, step=step)
 
     def _turns(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
         return tuple(self.ropes[i](positions) for i in self._turning)
 
     @property
     def _masked(self) -> bool:
-        return any(block.mixer.masked for block in self.blocks())
+        return any(block.mixer.needs_mask for block in self.blocks())
 
     def _fits(self, length: int) -> None:
         c = self.config

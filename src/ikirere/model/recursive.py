@@ -16,7 +16,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffns import ffns_of
 from ikirere.model.layers.kda import KimiDeltaAttention
-from ikirere.model.layers.mixer import Context, Linear, settings_of
+from ikirere.model.layers.mixer import ForwardContext, Linear, settings_of
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.mlp import PositionMlp
 from ikirere.model.layers.rope import Rope
@@ -26,7 +26,7 @@ from ikirere.recipe import mixers as recipe
 HALT_BIAS = -5.0  # of the halting head: at the start nothing halts
 
 
-class Answer(NamedTuple):
+class RecursiveOutput(NamedTuple):
     """What a recursive model says of B rows: logits [B, T, vocab_size] and the halting head's q [B], fp32, above 0
     where it holds its answer for right. With all steps both have them as a first axis."""
 
@@ -47,12 +47,12 @@ class CoreBlock(nn.Module):
         # As published, the network over positions is followed by a norm over positions.
         self.axis = 1 if isinstance(self.mixer, PositionMlp) else 2
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         x = x + (self._forward_and_reversed(x, context) if self.both_ways else self.mixer(x, context))
         x = rms(x, self.eps) if self.axis == 2 else rms(x.mT, self.eps).mT
         return rms(x + self.ffn(x, context), self.eps)
 
-    def _forward_and_reversed(self, x: Tensor, context: Context) -> Tensor:
+    def _forward_and_reversed(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The mean of the mixer over x and, turned back, of the mixer over x reversed in time: the mean of two keeps
         the size that one direction has, so the norm behind weighs x and its update as in a causal core.
 
@@ -63,7 +63,7 @@ class CoreBlock(nn.Module):
         doubled = None if ids is None else torch.cat((ids, ids.flip(1)))
         y = self.mixer(
             torch.cat((x, x.flip(1))),
-            Context(context.positions, context.turns, doubled, None, causal=True),
+            ForwardContext(context.positions, context.rope_tables, doubled, None, causal=True),
         )
         ahead, back = y.chunk(2)
         return (ahead + back.flip(1)) * 0.5
@@ -106,7 +106,7 @@ class RecursiveModel(Network):
         places = config.max_position_embeddings + self.front
         self.ropes = nn.ModuleList(Rope(s, places, config.rope_theta) for s in kinds)
         for block, spec in zip(self.blocks(), specs):
-            block.mixer.turn = kinds.index(spec) if spec is not None else 0
+            block.mixer.rope_index = kinds.index(spec) if spec is not None else 0
         if not self.embed_tokens.weight.is_meta:
             self.reset_parameters(torch.Generator().manual_seed(0))
 
@@ -129,8 +129,8 @@ class RecursiveModel(Network):
             else:
                 _truncated(parameter, parameter.shape[-1] ** -0.5, generator)
         for block in self.blocks():
-            block.mixer.start(generator)
-            block.ffn.start(generator)
+            block.mixer.init_weights(generator)
+            block.ffn.init_weights(generator)
         for state in (self.y0, self.z0):
             _truncated(state, 1.0, generator)
         if self.embed_puzzles is not None:
@@ -152,7 +152,7 @@ class RecursiveModel(Network):
             front = torch.cat((own, front[:, 1:]), dim=1)
         return torch.cat((front, x), dim=1) * math.sqrt(self.config.hidden_size)
 
-    def context(self, tokens: Tensor, document_ids: Tensor | None = None) -> Context:
+    def context(self, tokens: Tensor, document_ids: Tensor | None = None) -> ForwardContext:
         """What all calls of the core share. document_ids: LongTensor [B, T], -1 on padding, which nothing looks at.
 
         The places in front belong to the row's first document. Raises UserError for rows beyond
@@ -164,31 +164,31 @@ class RecursiveModel(Network):
                 f"{self.config.max_position_embeddings}"
             )
         positions = torch.arange(self.front + length, device=tokens.device).expand(batch, -1)
-        turns = tuple(rope(positions) for rope in self.ropes)
+        rope_tables = tuple(rope(positions) for rope in self.ropes)
         if document_ids is None:
-            return Context(positions, turns, None, None, causal=False)
+            return ForwardContext(positions, rope_tables, None, None, causal=False)
         ids = torch.cat((document_ids[:, :1].expand(-1, self.front), document_ids), dim=1)
         # Padding looks at padding: a place that may look at nothing would be 0 / 0.
         mask = (ids[:, :, None] == ids[:, None, :])[:, None]
-        return Context(positions, turns, ids, mask, causal=False)
+        return ForwardContext(positions, rope_tables, ids, mask, causal=False)
 
     def start(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and z before the first step, [B, P, hidden_size] each, of the shape of x."""
         return self.y0.to(x.dtype).expand_as(x), self.z0.to(x.dtype).expand_as(x)
 
-    def core(self, x: Tensor, context: Context) -> Tensor:
+    def core(self, x: Tensor, context: ForwardContext) -> Tensor:
         """One call of the network, [B, P, hidden_size] -> the same shape. Mixers with a state begin anew."""
         for block in self.layers:
             x = block(x, context)
         return x
 
-    def cycle(self, x: Tensor, y: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def cycle(self, x: Tensor, y: Tensor, z: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         """n times z <- core(z + y + x), then y <- core(y + z)."""
         for _ in range(self.settings.inner_updates):
             z = self.core(z + y + x, context)
         return self.core(y + z, context), z
 
-    def step(self, x: Tensor, y: Tensor, z: Tensor, context: Context) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, y: Tensor, z: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         """One supervision step: all cycles, of which the last may have a gradient. Returns the new y and z."""
         with torch.no_grad():
             for _ in range(self.settings.cycles - 1):
@@ -212,7 +212,7 @@ class RecursiveModel(Network):
         puzzles: Tensor | None = None,
         steps: int | None = None,
         all_steps: bool = False,
-    ) -> Answer:
+    ) -> RecursiveOutput:
         """The answer after `steps` supervision steps (default: all of the configuration's), without gradient.
 
         tokens, document_ids: LongTensor [B, T]; puzzles: LongTensor [B]. all_steps: logits [steps, B, T, vocab_size]
@@ -221,13 +221,13 @@ class RecursiveModel(Network):
         context = self.context(tokens, document_ids)
         x = self.embed(tokens, puzzles)
         y, z = self.start(x)
-        found: list[Answer] = []
+        found: list[RecursiveOutput] = []
         steps = self.settings.supervision_steps if steps is None else steps
         for done in range(steps):
             y, z = self.step(x, y, z, context)
             if all_steps or done + 1 == steps:
-                found.append(Answer(self.logits(y), self.halting(y)))
-        return Answer(*(torch.stack(part) for part in zip(*found))) if all_steps else found[-1]
+                found.append(RecursiveOutput(self.logits(y), self.halting(y)))
+        return RecursiveOutput(*(torch.stack(part) for part in zip(*found))) if all_steps else found[-1]
 
 
 def rms(x: Tensor, eps: float) -> Tensor:

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ikirere.data.batch import IGNORE, Batch
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
+from ikirere.tokens.batch import IGNORE, Batch
 from ikirere.train.objective import sequence_logprobs
 
 Loss = Literal["sigmoid", "ipo"]

@@ -7,17 +7,17 @@ from typing import Any
 
 import torch
 
-from ikirere.data.batch import IGNORE
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.dpo import EncodedPair, pair_logprobs
 from ikirere.posttrain.generate.row import prompt_of, question_of
 from ikirere.posttrain.pairs import PairRow
 from ikirere.posttrain.rows import Encoded
 from ikirere.posttrain.sft import collate
-from ikirere.serve.engine import Engine
-from ikirere.serve.request import Completion, Request
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.request import Completion, Request
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import render
+from ikirere.tokenizer.chat_format import render
+from ikirere.tokens.batch import IGNORE
 from ikirere.train.objective import sequence_logprobs
 
 LONGEST = 128  # tokens that the model may write in answer to one question
@@ -93,7 +93,7 @@ def play(
     requests, kept = [], []
     for row in rows:
         prompt = render(tokenizer, prompt_of(row), row.get("tools"), add_generation_prompt=True).ids
-        if len(prompt) + 8 < engine.capacity:
+        if len(prompt) + 8 < engine.max_model_len:
             offered = frozenset(tool["function"]["name"] for tool in row.get("tools") or ())
             requests.append(
                 Request(prompt, LONGEST, execute_tools=offered, max_tool_calls=4 if offered else 0)

@@ -8,10 +8,10 @@ from typing import Any
 
 from ikirere.posttrain.generate.row import answer_is_right
 from ikirere.posttrain.pairs import BREVITY, CORRECTNESS, TOOL, Message, PairRow, Turn, make_pair, turns
-from ikirere.serve.engine import Engine
-from ikirere.serve.request import Completion, Request
+from ikirere.serve.engine.engine import Engine
+from ikirere.serve.engine.request import Completion, Request
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import render
+from ikirere.tokenizer.chat_format import render
 
 TEMPERATURE = 0.9
 ATTEMPTS = 4  # samples per pair wanted, after which sampling ends with what it has
@@ -78,7 +78,7 @@ def sampled_pairs(
     for some in by_kind.values():
         rng.shuffle(some)
     kinds = sorted(by_kind)
-    room = min(sequence_length, engine.capacity)
+    room = min(sequence_length, engine.max_model_len)
     pairs: dict[str, PairRow] = {}
     asked = 0
     while len(pairs) < count and asked < ATTEMPTS * count and kinds:

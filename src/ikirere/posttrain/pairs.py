@@ -19,7 +19,7 @@ from ikirere.errors import UserError
 from ikirere.posttrain.dpo import EncodedPair
 from ikirere.posttrain.rows import read_jsonl
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import render
+from ikirere.tokenizer.chat_format import render
 
 Message = dict[str, Any]
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ikirere.errors import UserError
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat import render
+from ikirere.tokenizer.chat_format import render
 
 
 @dataclass(frozen=True)

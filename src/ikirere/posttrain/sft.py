@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ikirere.data.batch import IGNORE, Batch
 from ikirere.errors import UserError
 from ikirere.posttrain.rows import Encoded
+from ikirere.tokens.batch import IGNORE, Batch
 
 
 def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:

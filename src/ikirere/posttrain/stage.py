@@ -14,19 +14,19 @@ from ikirere.model.hub import load_pretrained, save_pretrained
 from ikirere.posttrain import measures
 from ikirere.posttrain.dpo import PairSource, Preference, pair_logprobs
 from ikirere.posttrain.generate.row import Row
-from ikirere.posttrain.material import files_fingerprint, fingerprint, mixed, read_documents, shares
 from ikirere.posttrain.onpolicy import sampled_pairs
 from ikirere.posttrain.pairs import PairRow, encode_pairs, made_pairs, read_pairs
 from ikirere.posttrain.rows import encode_all, read_conversations
 from ikirere.posttrain.sft import SftSource
-from ikirere.programme.measure import Metric, read_rows
+from ikirere.posttrain.stage_rows import files_fingerprint, fingerprint, mixed, read_documents, shares
+from ikirere.programme.metrics import Metric, read_rows
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft, Training
-from ikirere.serve.engine import Engine
+from ikirere.serve.engine.engine import Engine
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import sandbox
-from ikirere.train.loop import Hooks, Source, TrainSummary, train
+from ikirere.train.loop import Callbacks, Source, TrainSummary, train
 from ikirere.train.objective import CrossEntropy, Objective
 from ikirere.train.parallel import world_of
 
@@ -91,8 +91,8 @@ def _train(
     key: str,
 ) -> TrainSummary:
     label = type(training).__name__.lower()
-    hooks = Hooks(progress=context.progress, say=context.say, track=context.track, label=label)
-    return train(model, source, objective, training, steps, context.folder, context.seed, hooks, key)
+    callbacks = Callbacks(progress=context.progress, say=context.say, track=context.track, label=label)
+    return train(model, source, objective, training, steps, context.folder, context.seed, callbacks, key)
 
 
 def _speed(summary: TrainSummary) -> dict[str, float]:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from ikirere.data.batch import IGNORE
-from ikirere.data.shards import Shard
 from ikirere.model.decoder import Decoder
+from ikirere.tokens.batch import IGNORE
+from ikirere.tokens.shards import Shard
 from ikirere.train.objective import token_logprobs
 
 

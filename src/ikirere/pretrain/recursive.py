@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import torch
 
-from ikirere.data.batch import IGNORE
-from ikirere.data.fill import Blanks, Decoder, Example, FillRows
-from ikirere.data.shards import Shard
 from ikirere.errors import UserError
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain.evaluate import chosen_documents
 from ikirere.recipe.schema import Recipe
-from ikirere.train.loop import Hooks, TrainSummary, train
+from ikirere.tokens.batch import IGNORE
+from ikirere.tokens.infilling import Decoder, Example, InfillDataset, SpanMasker
+from ikirere.tokens.shards import Shard
+from ikirere.train.loop import Callbacks, TrainSummary, train
 from ikirere.train.parallel import World
 from ikirere.train.recursion import CarriedRows, DeepSupervision, RecursiveTrainer
 from ikirere.train.stablemax import stablemax_nats
@@ -72,19 +72,19 @@ def fit(
     shards: Mapping[str, Shard],
     tokenizer: Decoder,
     folder: Path,
-    hooks: Hooks,
+    callbacks: Callbacks,
     key: str,
     world: World,
 ) -> TrainSummary:
     """All phases through the training loop."""
     pretrain, settings = recipe.pretrain, trainer.network.settings
-    rows = FillRows(shards, pretrain.phases, recipe.seed, tokenizer, answer_domains(recipe))
+    rows = InfillDataset(shards, pretrain.phases, recipe.seed, tokenizer, answer_domains(recipe))
     source = CarriedRows(
         rows, pretrain.phases, trainer.halted, recipe.seed, settings.halt_exploration,
         settings.supervision_steps, world.rank, world.size,
     )  # fmt: skip
     return train(
-        trainer, source, DeepSupervision(), pretrain, pretrain.steps, folder, recipe.seed, hooks, key
+        trainer, source, DeepSupervision(), pretrain, pretrain.steps, folder, recipe.seed, callbacks, key
     )
 
 
@@ -92,7 +92,7 @@ def fit(
 
 
 def _rows_of(
-    shard: Shard, max_bytes: int, length: int, answers: bool, blanks: Blanks
+    shard: Shard, max_bytes: int, length: int, answers: bool, blanks: SpanMasker
 ) -> list[tuple[int, Example]]:
     """All rows of whole held-out documents that fit into `max_bytes`; the same blanks whenever they are asked for."""
     return [
@@ -113,7 +113,7 @@ def heldout_rows(
     """A row of figures per row of blanks: nats of all its blanks (stablemax, as trained), tokens, exact (0 or 1: every
     blank filled right), q, and its domain and document."""
     length = max(phase.sequence_length for phase in recipe.pretrain.phases)
-    answers, blanks = answer_domains(recipe), Blanks(tokenizer)
+    answers, blanks = answer_domains(recipe), SpanMasker(tokenizer)
     rows: list[dict[str, Any]] = []
     for domain, shard in heldout.items():
         found = _rows_of(shard, recipe.pretrain.evaluate_bytes, length, domain in answers, blanks)
@@ -164,7 +164,7 @@ def samples(
 ) -> list[dict[str, Any]]:
     """Held-out rows with their blanks, what the model fills in, and what stood there."""
     length = max(phase.sequence_length for phase in recipe.pretrain.phases)
-    answers, blanks = answer_domains(recipe), Blanks(tokenizer)
+    answers, blanks = answer_domains(recipe), SpanMasker(tokenizer)
     shown = []
     for domain, shard in heldout.items():
         for i in sorted(range(len(shard)), key=shard.id)[:SAMPLES_PER_DOMAIN]:

@@ -12,8 +12,6 @@ from typing import Any, ClassVar
 
 import torch
 
-from ikirere.data.loader import PackedLoader
-from ikirere.data.shards import Shard, open_shards
 from ikirere.errors import UserError
 from ikirere.model.build import build_model, on_meta
 from ikirere.model.config import ModelConfig
@@ -23,12 +21,14 @@ from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte, chosen_documents, compressed_bits, continuation
 from ikirere.programme.files import write_json
-from ikirere.programme.measure import Metric
+from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Pretrain
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.train.loop import Hooks, TrainSummary, train
+from ikirere.tokens.loader import PackedLoader
+from ikirere.tokens.shards import Shard, open_shards
+from ikirere.train.loop import Callbacks, TrainSummary, train
 from ikirere.train.objective import CrossEntropy
 from ikirere.train.parallel import world_of
 
@@ -189,16 +189,16 @@ def _train(
         if model.attention != attention(done):
             model.set_attention(attention(done))
 
-    hooks = Hooks(
+    callbacks = Callbacks(
         progress=context.progress, say=context.say, track=context.track, before=before, label="pretrain"
     )
     for milestone in pretrain.milestones:
-        hooks.every.append(({milestone.step}, _milestone(context, heldout, milestone.name)))
+        callbacks.every.append(({milestone.step}, _milestone(context, heldout, milestone.name)))
     if pretrain.evaluate_every:
-        hooks.every.append((pretrain.evaluate_every, _tracked(context, heldout)))
+        callbacks.every.append((pretrain.evaluate_every, _tracked(context, heldout)))
     objective = CrossEntropy(pretrain.z_loss)
     summary = train(
-        model, loader, objective, pretrain, pretrain.steps, context.folder, recipe.seed, hooks, key
+        model, loader, objective, pretrain, pretrain.steps, context.folder, recipe.seed, callbacks, key
     )
     before(pretrain.steps, model)  # a finished run that is opened again makes no step
     model.set_attention(recipe.model.layer_pattern)  # measured and sampled as it is saved
@@ -237,11 +237,11 @@ def _recursive(
         nats = measure(f"{EVALUATIONS}/step-{step:06d}.jsonl", trained.ema)
         context.track({"pretrain/nats_per_token": nats}, step)
 
-    hooks = Hooks(progress=context.progress, say=context.say, track=context.track, label="pretrain")
-    hooks.every += [({m.step}, at_milestone(m.name)) for m in pretrain.milestones]
+    callbacks = Callbacks(progress=context.progress, say=context.say, track=context.track, label="pretrain")
+    callbacks.every += [({m.step}, at_milestone(m.name)) for m in pretrain.milestones]
     if pretrain.evaluate_every:
-        hooks.every.append((pretrain.evaluate_every, on_the_way))
-    summary = recursive.fit(recipe, trainer, shards, tokenizer, context.folder, hooks, key, world)
+        callbacks.every.append((pretrain.evaluate_every, on_the_way))
+    summary = recursive.fit(recipe, trainer, shards, tokenizer, context.folder, callbacks, key, world)
     average = trainer.ema
     ids = {"bos_token_id": tokenizer.bos, "eos_token_id": tokenizer.end, "pad_token_id": tokenizer.pad}
     save_pretrained(average, context.folder / "model", ids)

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ikirere.programme.measure import Metric
+from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate
 
 Verdict = Literal["PASS", "MISS", "INSIDE NOISE", "NOT RUN"]
@@ -34,7 +34,7 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 
 @dataclass(frozen=True)
-class Judged:
+class GateResult:
     """A gate with its measured value, noise band and verdict."""
 
     name: str
@@ -64,12 +64,14 @@ def verdict(value: float, low: float | None, high: float | None, op: str, target
     return "PASS" if OPERATORS[op](value, target) else "MISS"
 
 
-def judge(gate: Gate, metric: Metric | None) -> Judged:
+def judge(gate: Gate, metric: Metric | None) -> GateResult:
     """Judge one gate; `metric` is None where it was not measured."""
     if metric is None:
-        return Judged(gate.name, gate.metric, gate.op, gate.target, None, None, None, "NOT RUN", gate.on_miss)
+        return GateResult(
+            gate.name, gate.metric, gate.op, gate.target, None, None, None, "NOT RUN", gate.on_miss
+        )
     result = verdict(metric.value, metric.low, metric.high, gate.op, gate.target)
-    return Judged(
+    return GateResult(
         gate.name,
         gate.metric,
         gate.op,
@@ -82,7 +84,7 @@ def judge(gate: Gate, metric: Metric | None) -> Judged:
     )
 
 
-def judge_all(gates: Iterable[Gate], metrics: Iterable[Metric]) -> list[Judged]:
+def judge_all(gates: Iterable[Gate], metrics: Iterable[Metric]) -> list[GateResult]:
     """Judge a stage's gates by the names of its metrics."""
     by_name = {metric.name: metric for metric in metrics}
     return [judge(gate, by_name.get(gate.metric)) for gate in gates]

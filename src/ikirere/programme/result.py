@@ -10,9 +10,9 @@ from typing import Any
 
 from ikirere.errors import UserError
 from ikirere.programme import files
-from ikirere.programme.gates import Judged
+from ikirere.programme.gates import GateResult
 from ikirere.programme.ledger import Event, last
-from ikirere.programme.measure import Metric
+from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import StageResult
 
 NAME = "result.json"
@@ -20,7 +20,7 @@ FINISHED = ("stage-finished", "stage-judged")
 
 
 @dataclass(frozen=True)
-class Finding:
+class StageTiming:
     """What the runner measured around a stage."""
 
     stage: str
@@ -34,7 +34,9 @@ class Finding:
     peak_rss_bytes: int
 
 
-def build(folder: Path, finding: Finding, result: StageResult, gates: Iterable[Judged]) -> dict[str, Any]:
+def build(
+    folder: Path, finding: StageTiming, result: StageResult, gates: Iterable[GateResult]
+) -> dict[str, Any]:
     """The content of result.json. The raw files of metrics are artifacts even where not named.
 
     Raises ValueError where two metrics share a name, FileNotFoundError where a named file is missing.

@@ -19,14 +19,14 @@ import yaml
 
 from ikirere.errors import UserError
 from ikirere.programme import environment, files, gates, result
-from ikirere.programme.code import code_hash
+from ikirere.programme.code_fingerprint import code_hash
 from ikirere.programme.failures import Failure, disk_full, first_line, unexpected
-from ikirere.programme.gauge import Gauge
 from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Ledger, last, now, read_events
 from ikirere.programme.lock import NAME as LOCK
 from ikirere.programme.lock import RunLock
 from ikirere.programme.progress import Reporter, clock
+from ikirere.programme.resources import ResourceMeter
 from ikirere.programme.stage import Stage, StageContext
 from ikirere.programme.status import reopen
 from ikirere.programme.tracker import Tracker, check
@@ -52,7 +52,7 @@ class Run:
     ledger: Ledger
     tracker: Tracker
     keys: dict[str, str] = field(default_factory=dict)  # of the stages done so far
-    missed: list[gates.Judged] = field(default_factory=list)  # gates that stop the run
+    missed: list[gates.GateResult] = field(default_factory=list)  # gates that stop the run
 
     # -------------------------------------------------------------- one stage
 
@@ -151,10 +151,10 @@ class Run:
             "stage-started", stage=stage.name, key=key, parts=dict(parts), inputs=dict(parts["inputs"])
         )["time"]
         self._outdate()
-        with Gauge() as gauge:
+        with ResourceMeter() as gauge:
             made = stage.run(self._context(stage, folder))
         judged = gates.judge_all(self.recipe.gates.get(stage.name, ()), made.metrics)
-        finding = result.Finding(
+        finding = result.StageTiming(
             stage.name, key, self.rehearsal, self.recipe.seed, started, now(), round(gauge.seconds, 3), attempts,
             gauge.peak_rss_bytes,
         )  # fmt: skip

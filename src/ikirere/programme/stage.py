@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
-from ikirere.programme.measure import Kind, Metric, measure
+from ikirere.programme.metrics import Kind, Metric, measure
 from ikirere.recipe.schema import Recipe
 
 

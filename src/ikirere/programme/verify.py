@@ -19,7 +19,7 @@ from ikirere.programme import files, result
 from ikirere.programme.gates import judge
 from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Event, broken_at, last, read_events
-from ikirere.programme.measure import Metric, measure
+from ikirere.programme.metrics import Metric, measure
 from ikirere.programme.status import read_recipe
 from ikirere.recipe.sections import Gate
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
+from ikirere.recipe.renamed import new_name
 from ikirere.recipe.yamlio import KeyPath
 
 Schema = Mapping[str, Any]
@@ -48,7 +49,9 @@ class Explainer:
         return path, f"got {_shown(error.get('input'))}; accepted: {self.accepted(schema)}{_said(schema)}"
 
     def _unknown(self, loc: tuple[int | str, ...]) -> str:
-        _, schema = self._walk(loc[:-1])
+        path, schema = self._walk(loc[:-1])
+        if (new := new_name((*path, loc[-1]))) is not None:
+            return f"was renamed; write {new} instead"
         keys = list(self._flat(schema).get("properties", {}))
         keys += self._more_root_keys if len(loc) == 1 else ()
         return f"unknown key{_closest(str(loc[-1]), keys)}; accepted keys: {', '.join(keys)}"

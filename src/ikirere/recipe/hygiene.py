@@ -28,7 +28,7 @@ class NearDuplicates(Section):
 
     threshold: Annotated[float, Field(gt=0, le=1)] = 0.8
     bands: Positive = 25
-    rows: Positive = Field(default=5, description="hashes per band")
+    rows_per_band: Positive = Field(default=5, description="hashes per band")
     shingle_words: Positive = 5
     spill_bytes: Positive = Field(
         default=1_000_000_000, description="memory for band tables; what is more is sorted on disk"

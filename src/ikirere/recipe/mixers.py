@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator
 
 from ikirere.errors import UserError
+from ikirere.recipe.renamed import new_name
 from ikirere.recipe.sections import Fraction, Positive, Section
 
 
@@ -45,8 +46,8 @@ class Window(Full):
 class Hybrid(Section):
     """Local window, one learned summary per block, exact attention to the blocks the summaries select."""
 
-    local_chunk: Positive = Field(default=8192, description="tokens of the local window")
-    global_stride: Positive = Field(default=1024, description="tokens per block and summary")
+    window: Positive = Field(default=8192, description="tokens of the local window")
+    block_size: Positive = Field(default=1024, description="tokens per block and summary")
     global_tokens: Literal["learned_summaries"] = "learned_summaries"
     top_k: Positive = Field(default=8, description="blocks attended exactly")
     selection_weight: float = Field(
@@ -276,5 +277,7 @@ def settings(name: str, values: dict[str, Any]) -> Section:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in detail["loc"])
+        if (new := new_name((name, key))) is not None:
+            raise ValueError(f"mixers.{name}.{key}: was renamed; write {new} instead") from None
         accepted = ", ".join(SETTINGS[name].model_fields)
         raise ValueError(f"mixers.{name}.{key}: {detail['msg']}; accepted keys: {accepted}") from None

@@ -199,10 +199,10 @@ class Evaluate(Section):
 class Serve(Section):
     host: str = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535)] = 8000
-    context: Positive | None = Field(
+    max_model_len: Positive | None = Field(
         default=None, description="longest prompt + answer in tokens; default: the model's"
     )
-    slots: Positive = Field(default=4, description="requests decoded together")
+    max_num_seqs: Positive = Field(default=4, description="requests decoded together")
     kv_cache_bits: Literal[4, 8, 16, 32] = 16
     latency_p95_ms: Annotated[float, Field(gt=0)] | None = None
     export: tuple[Literal["safetensors", "gguf-q8_0", "gguf-q4_k_m", "tensorrt-llm"], ...] = ("safetensors",)

@@ -7,8 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ikirere.report.blocks import blocks
 from ikirere.report.collect import Run
+from ikirere.report.sections import blocks
 from ikirere.report.tables import Table, band, duration, measured, number, percent, size
 
 

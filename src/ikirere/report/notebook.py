@@ -9,14 +9,14 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
-from ikirere.report.blocks import Block, blocks
 from ikirere.report.collect import Run
 from ikirere.report.html import gate_rows
+from ikirere.report.sections import Block, blocks
 from ikirere.report.tables import Table, band, number
 
 SETUP = """from pathlib import Path
 from IPython.display import HTML, SVG, display
-from ikirere.report.blocks import blocks
+from ikirere.report.sections import blocks
 from ikirere.report.collect import read_run
 from ikirere.report.notebook import gates_table, table_html
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ikirere.report import figures
-from ikirere.report.block import Block, Figure
 from ikirere.report.collect import Run, StageRecord
+from ikirere.report.section import Block, Figure
 from ikirere.report.tables import Table, measured, percent
 
 SAMPLES = 4

@@ -25,8 +25,8 @@ import numpy as np
 import tokenizers
 
 from ikirere.errors import UserError
-from ikirere.tokenizer.fast import FastEncoder, Ids, Unsuitable
 from ikirere.tokenizer.indent import MARKS, LineDecoder, lay_out
+from ikirere.tokenizer.sentencepiece_encoder import FastEncoder, Ids, Unsuitable
 from ikirere.tokenizer.specials import BOS, DEDENT, END, EOS, INDENT, NEWLINE, PAD, SPECIALS, TAB
 
 FILE = "tokenizer.json"

@@ -21,8 +21,8 @@ from ikirere.tokenizer.compare import (
     fingerprint,
 )
 from ikirere.tokenizer.compare import compare as compare_arms
+from ikirere.tokenizer.comparison_markdown import domains
 from ikirere.tokenizer.corpus import choose, read_documents
-from ikirere.tokenizer.page import domains
 from ikirere.tokenizer.report import ALL, TOGETHER, Figures, count_document, measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokenizer.vocabularies import Own, Vocabulary, name_of, read_vocabulary

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ikirere.errors import Refused, UserError
-from ikirere.tokenizer.page import render
+from ikirere.tokenizer.comparison_markdown import render
 from ikirere.tokenizer.report import CONFIDENCE, METRICS, RESAMPLES, TOGETHER, Figures, count_document
 from ikirere.tokenizer.vocabularies import Vocabulary, read_vocabulary
 
@@ -134,7 +134,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Judged:
+class CriterionResult:
     """A criterion on one candidate. value, low, high: of the figure, or of its difference from the target arm."""
 
     arm: str
@@ -155,7 +155,7 @@ class Comparison:
     vocabularies: Mapping[str, Mapping[str, Any]]  # arm -> vocab_size, library, sha256
     missing: Mapping[str, str]  # arm -> why it was not measured
     speed: Mapping[str, float]
-    verdicts: list[Judged] = field(default_factory=list)
+    verdicts: list[CriterionResult] = field(default_factory=list)
 
     @property
     def missed(self) -> bool:
@@ -240,21 +240,21 @@ def fingerprint(documents: Iterable[Document]) -> dict[str, Any]:
     return {"count": count, "bytes": size, "sha256": digest.hexdigest()}
 
 
-def judge(comparison: Comparison, criterion: Criterion, arm: str) -> Judged:
+def judge(comparison: Comparison, criterion: Criterion, arm: str) -> CriterionResult:
     """The verdict on one candidate."""
     text, figures = str(criterion), comparison.figures
     if isinstance(criterion.target, str):
         if criterion.target in comparison.missing:
             reason = f"{criterion.target}: {comparison.missing[criterion.target]}"
-            return Judged(arm, text, "NOT RUN", reason=reason)
+            return CriterionResult(arm, text, "NOT RUN", reason=reason)
         found, target = figures.difference(arm, criterion.target, criterion.metric), 0.0
     else:
         found, target = figures.get(arm, criterion.metric), criterion.target
     if found is None:
         both = f" for {arm} and {criterion.target}" if isinstance(criterion.target, str) else f" for {arm}"
-        return Judged(arm, text, "NOT RUN", reason=f"{criterion.metric} was not measured{both}")
+        return CriterionResult(arm, text, "NOT RUN", reason=f"{criterion.metric} was not measured{both}")
     result = verdict(found.value, found.low, found.high, criterion.op, target)
-    return Judged(arm, text, result, found.value, found.low, found.high)
+    return CriterionResult(arm, text, result, found.value, found.low, found.high)
 
 
 def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ikirere.errors import UserError
-from ikirere.programme.measure import Metric, read_rows
+from ikirere.programme.metrics import Metric, read_rows
 from ikirere.programme.stage import Progress, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import FILE, Tokenizer

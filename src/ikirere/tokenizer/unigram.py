@@ -27,8 +27,15 @@ from tokenizers import Tokenizer as Backend
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer.base import special_token
-from ikirere.tokenizer.fast import FIXED, chunk_length, chunk_pattern, fixed_score, likeliest, on_grid
 from ikirere.tokenizer.indent import IN, OUT, TABBED, own_lines
+from ikirere.tokenizer.sentencepiece_encoder import (
+    FIXED,
+    chunk_length,
+    chunk_pattern,
+    fixed_score,
+    likeliest,
+    on_grid,
+)
 from ikirere.tokenizer.specials import SPECIALS
 from ikirere.tokenizer.worker import learn_apart
 

@@ -31,7 +31,7 @@ from ikirere.errors import UserError
 from ikirere.tokenizer import bpe
 from ikirere.tokenizer.base import FILE, Tokenizer, byte_characters
 from ikirere.tokenizer.gguf import read_gguf
-from ikirere.tokenizer.packages import PACKAGES, version_of
+from ikirere.tokenizer.package_vocabularies import PACKAGES, version_of
 from ikirere.tokenizer.pretrained import from_ranks
 from ikirere.tokenizer.specials import SPECIALS
 

@@ -15,7 +15,7 @@ from ikirere.tools.calculator import Calculator
 from ikirere.tools.python_exec import PythonExec
 from ikirere.tools.result import ToolResult
 
-__all__ = ["TOOLS", "Call", "Tool", "ToolResult", "definitions", "execute"]
+__all__ = ["TOOLS", "Tool", "ToolCall", "ToolResult", "definitions", "execute"]
 
 
 class Tool(Protocol):
@@ -33,7 +33,7 @@ class Tool(Protocol):
 
 
 @dataclass(frozen=True)
-class Call:
+class ToolCall:
     """A tool's name and the arguments it is to be called with."""
 
     name: str

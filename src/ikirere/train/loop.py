@@ -16,19 +16,19 @@ from torch import nn
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Training
 from ikirere.train import checkpoint, memory, rng
-from ikirere.train.hooks import Bar, Hooks, NoBar, Source, TrainSummary
+from ikirere.train.callbacks import Bar, Callbacks, NoBar, Source, TrainSummary
 from ikirere.train.interrupt import Interrupts
 from ikirere.train.log import Log, Meter, Scalar
 from ikirere.train.objective import Objective, weight_of
 from ikirere.train.optimiser import build_optimizer
-from ikirere.train.parallel import Placed, checkpoint_activations, release_activations, world_of
+from ikirere.train.parallel import DistributedModel, checkpoint_activations, release_activations, world_of
 from ikirere.train.precision import Precision, choose, compile_blocks, decide_compile
 from ikirere.train.schedule import lr_factor
 
 if TYPE_CHECKING:
-    from ikirere.data.batch import Batch
+    from ikirere.tokens.batch import Batch
 
-__all__ = ["Hooks", "Source", "TrainSummary", "train"]
+__all__ = ["Callbacks", "Source", "TrainSummary", "train"]
 
 
 def train(
@@ -39,7 +39,7 @@ def train(
     total_steps: int,
     folder: Path,
     seed: int = 0,
-    hooks: Hooks | None = None,
+    callbacks: Callbacks | None = None,
     config_hash: str = "",
 ) -> TrainSummary:
     """Trains `model` in place for `total_steps` optimiser steps and returns what happened.
@@ -51,7 +51,7 @@ def train(
     Raises UserError for a loss that is not finite and a full disk; after Ctrl-C a checkpoint is written and
     KeyboardInterrupt raised.
     """
-    run = _Run(model, source, objective, training, total_steps, folder, hooks or Hooks(), config_hash)
+    run = _Run(model, source, objective, training, total_steps, folder, callbacks or Callbacks(), config_hash)
     with checkpoint.full_disk_is_users(folder):
         try:
             run.prepare(seed)
@@ -69,13 +69,18 @@ class _Run:
         training: Training,
         total_steps: int,
         folder: Path,
-        hooks: Hooks,
+        callbacks: Callbacks,
         config_hash: str,
     ) -> None:
         self.model, self.source, self.objective, self.training = model, source, objective, training
-        self.total, self.folder, self.hooks, self.config_hash = total_steps, folder, hooks, config_hash
+        self.total, self.folder, self.callbacks, self.config_hash = (
+            total_steps,
+            folder,
+            callbacks,
+            config_hash,
+        )
         self.world = world_of(training.parallel)
-        self.say = hooks.say if self.world.first else lambda line: None
+        self.say = callbacks.say if self.world.first else lambda line: None
         self.device = next(model.parameters()).device
         self.log, self.meter = Log(folder / "log.jsonl"), Meter()
         self.done = self.resumed = self.tokens = 0
@@ -99,7 +104,7 @@ class _Run:
             checkpoint_activations(self.model)
         self.last = checkpoint.latest_valid(self.folder, self.say, self.config_hash)
         self.precision, self.compiled = self._engine()
-        self.placed = Placed(self.model, self.objective, self.training.parallel, self.world)
+        self.placed = DistributedModel(self.model, self.objective, self.training.parallel, self.world)
         self.optimizers = build_optimizer(self.model, self.training.optimizer)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision.name == "fp16")
         if self.last is not None:
@@ -115,8 +120,8 @@ class _Run:
         release_activations(self.model)
 
     def all_steps(self) -> TrainSummary:
-        progress = self.hooks.progress if self.world.first else None
-        opened = progress(self.hooks.label, self.total, "steps") if progress else nullcontext(NoBar())
+        progress = self.callbacks.progress if self.world.first else None
+        opened = progress(self.callbacks.label, self.total, "steps") if progress else nullcontext(NoBar())
         with opened as bar, Interrupts(self.say) as interrupts:
             if self.done:
                 bar.advance(self.done)
@@ -167,7 +172,7 @@ class _Run:
                 compiled, line = decide_compile(
                     setting, self.model, self.device, self.total, lambda: self._probe(precision)
                 )
-        self.say(f"{self.hooks.label}: {precision.line}; {line}")
+        self.say(f"{self.callbacks.label}: {precision.line}; {line}")
         if self.world.first:
             text = json.dumps({"device": str(self.device), "precision": precision.name, "compile": compiled})
             part = path.with_name(path.name + ".part")
@@ -194,7 +199,7 @@ class _Run:
 
     def _step(self, interrupts: Interrupts) -> bool:
         """One optimiser step; whether to stop after it."""
-        self.hooks.before(self.done, self.model)
+        self.callbacks.before(self.done, self.model)
         position = self.source.state_dict()
         began = time.perf_counter()
         try:
@@ -225,7 +230,7 @@ class _Run:
             return self.source.next()
         except StopIteration:
             raise UserError(
-                f"{self.hooks.label}: the data ended after {self.done} of {self.total} steps"
+                f"{self.callbacks.label}: the data ended after {self.done} of {self.total} steps"
             ) from None
 
     def _gradients(self, parts: list[Batch], interrupts: Interrupts) -> tuple[list[Scalar], int, bool]:
@@ -264,7 +269,7 @@ class _Run:
     # ------------------------------------------------------------ between steps
 
     def _after(self, bar: Bar) -> None:
-        """Log row, hooks and checkpoint that are due."""
+        """Log row, callbacks and checkpoint that are due."""
         due = self.done % self.training.log_every == 0 or self.done == self.total
         saving = self.done % self.training.checkpoint_every == 0 or self.done == self.total
         if due or saving or self.device.type == "cpu":
@@ -283,7 +288,7 @@ class _Run:
             return
         last = f"the last checkpoint is {self.last}" if self.last else "there is no checkpoint yet"
         raise UserError(
-            f"{self.hooks.label}: the loss is {loss} at step {self.done}; {last}; lower optimizer.lr or "
+            f"{self.callbacks.label}: the loss is {loss} at step {self.done}; {last}; lower optimizer.lr or "
             "optimizer.grad_clip, or lengthen schedule.warmup"
         )
 
@@ -313,10 +318,10 @@ class _Run:
         if self.world.first:
             self.log.write(row)
             shown = ("loss", "lr", "grad_norm", "tokens_per_second")
-            self.hooks.track({f"{self.hooks.label}/{n}": row[n] for n in shown}, self.done)
+            self.callbacks.track({f"{self.callbacks.label}/{n}": row[n] for n in shown}, self.done)
 
     def _call_hooks(self) -> None:
-        for when, call in self.hooks.every:
+        for when, call in self.callbacks.every:
             if self.done in when if isinstance(when, set | frozenset) else self.done % when == 0:
                 with rng.untouched():
                     call(self.done, self.model)
@@ -353,4 +358,4 @@ class _Run:
         rng.restore(state["rng"])
         if self.world.first:
             checkpoint.prune(self.folder, self.training.keep_checkpoints)
-        self.say(f"{self.hooks.label}: going on from {path.name}, step {self.done} of {self.total}")
+        self.say(f"{self.callbacks.label}: going on from {path.name}, step {self.done} of {self.total}")

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from ikirere.data.batch import Batch
+    from ikirere.tokens.batch import Batch
 
 IGNORE = -100  # label of a place without loss
 # Measured on the CPU: smaller chunks starve the matrix product, larger ones the cache.

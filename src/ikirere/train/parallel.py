@@ -21,7 +21,7 @@ from ikirere.errors import UserError
 from ikirere.train.objective import Objective
 
 if TYPE_CHECKING:
-    from ikirere.data.batch import Batch
+    from ikirere.tokens.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def world_of(mode: str) -> World:
     return World(dist.get_rank(), size)
 
 
-class Step(nn.Module):
+class LossModule(nn.Module):
     """The objective as a module, so that wrappers see all of one forward pass."""
 
     def __init__(self, model: nn.Module, objective: Objective) -> None:
@@ -76,12 +76,12 @@ class Step(nn.Module):
         return self.objective(self.model, batch)
 
 
-class Placed:
+class DistributedModel:
     """A model and objective ready for (several) devices: call it with a micro-batch."""
 
     def __init__(self, model: nn.Module, objective: Objective, mode: str, world: World) -> None:
         self.model, self.world = model, world
-        step = Step(model, objective)
+        step = LossModule(model, objective)
         self.step: Any = step
         self.ddp: nn.parallel.DistributedDataParallel | None = None
         if world.size > 1 and mode == "ddp":

@@ -18,12 +18,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.data.batch import IGNORE, Batch
-from ikirere.data.fill import Example
-from ikirere.data.loader import Stretch
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.recursive import RecursiveModel
+from ikirere.tokens.batch import IGNORE, Batch
+from ikirere.tokens.infilling import Example
+from ikirere.tokens.loader import Stretch
 from ikirere.train.stablemax import stablemax_nats
 
 __all__ = ["CarriedRows", "DeepSupervision", "Example", "Examples", "RecursiveTrainer"]

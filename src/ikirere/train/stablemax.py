@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ikirere.data.batch import IGNORE
+from ikirere.tokens.batch import IGNORE
 
 
 def log_stablemax(logits: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ from ikirere.model.layers.mixers import MIXERS
 from ikirere.model.layers.rope import Rope
 from ikirere.model.recursive import RecursiveModel
 
-EXACT = {name for mixer in MIXERS.values() for name in mixer.exact}
+EXACT = {name for mixer in MIXERS.values() for name in mixer.keep_fp32}
 """Parameters that stay fp32 whatever dtype is asked for."""
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.mixer import Context, Linear, Mixer, Step
+from ikirere.model.layers.mixer import CacheStep, ForwardContext, Linear, Mixer
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.rope import RopeSpec, rotate
 
@@ -37,17 +37,17 @@ class KVState:
     def bytes(self) -> int:
         return sum(store.numel() * store.element_size() for store in (self.keys, self.values))
 
-    def append(self, keys: Tensor, values: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+    def append(self, keys: Tensor, values: Tensor, step: CacheStep) -> tuple[Tensor, Tensor]:
         """Stores [B, kv_heads, T, head_dim] and returns all that the rows hold, [B, kv_heads, step.end, head_dim]."""
         return self._append(self.keys, keys, step), self._append(self.values, values, step)
 
     @classmethod
-    def _append(cls, store: Tensor, new: Tensor, step: Step) -> Tensor:
+    def _append(cls, store: Tensor, new: Tensor, step: CacheStep) -> Tensor:
         cls.write(store, new, step)
         return store[step.rows, :, : step.end].to(new.dtype)
 
     @staticmethod
-    def write(store: Tensor, new: Tensor, step: Step) -> None:
+    def write(store: Tensor, new: Tensor, step: CacheStep) -> None:
         """Stores [B, kv_heads, T, head_dim] at the step's places of one of the two tensors."""
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
             store[step.rows, :, step.start : step.end] = new.detach()
@@ -74,7 +74,7 @@ class Attention(Mixer):
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
-        self.turned = self.rope(config, settings) is not None
+        self.uses_rope = self.rope(config, settings) is not None
         self.heads, self.kv_heads, self.head_dim = (
             config.num_attention_heads,
             config.num_key_value_heads,
@@ -104,7 +104,7 @@ class Attention(Mixer):
         factor = config.max_position_embeddings / original if original else 1.0
         return RopeSpec(config.head_dim, settings.get("rope_theta"), scaling, factor, original)
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         if self.sink_logits is not None:
             self.sink_logits.fill_(0.0)
 
@@ -121,11 +121,11 @@ class Attention(Mixer):
             q, k = self.q_norm(q), self.k_norm(k)
         return q, k, v
 
-    def project(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor]:
+    def project(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
         """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and turned."""
         q, k, v = self.heads_of(x)
-        if self.turned:
-            cos, sin = context.turns[self.turn]
+        if self.uses_rope:
+            cos, sin = context.rope_tables[self.rope_index]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
 
@@ -133,7 +133,7 @@ class Attention(Mixer):
 class FullAttention(Attention):
     """Causal attention over all earlier tokens of the document."""
 
-    def forward(self, x: Tensor, context: Context, state: KVState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: KVState | None = None) -> Tensor:
         q, k, v = self.project(x, context)
         if state is not None and context.step is not None:
             k, v = state.append(k, v, context.step)

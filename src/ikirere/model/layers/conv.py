@@ -69,7 +69,7 @@ class ShortConv(nn.Module):
         self.bias = nn.Parameter(torch.empty(channels)) if bias else None
 
     @torch.no_grad()
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """Uniform within 1 / sqrt(size), which keeps the size of what passes through."""
         bound = 1 / math.sqrt(self.size)
         for parameter in self.parameters():

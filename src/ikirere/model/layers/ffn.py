@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.mixer import Context, Linear
+from ikirere.model.layers.mixer import ForwardContext, Linear
 
 
 class FeedForward(nn.Module):
@@ -18,7 +18,7 @@ class FeedForward(nn.Module):
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names accepted below `model.ffns.<name>` of a recipe."""
-    residual: ClassVar[tuple[str, ...]] = ("down_proj",)
+    residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
     """Matrices that write into the residual stream; they start smaller."""
     auxiliary: Tensor | None = None
     """What the last forward pass in training adds to the loss."""
@@ -28,10 +28,10 @@ class FeedForward(nn.Module):
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         raise TypeError(f"{type(self).__name__} computes nothing; write its forward")
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """Sets what is neither a normal matrix nor a norm, after all else is drawn."""
 
 
@@ -44,5 +44,5 @@ class SwiGLU(FeedForward):
         self.up_proj = Linear(config.hidden_size, config.intermediate_size)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))

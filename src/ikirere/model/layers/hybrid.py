@@ -1,7 +1,7 @@
 """Attention for long contexts: a local window, one learned summary per block, exact attention to chosen blocks.
 
-A document is cut in blocks of `global_stride` tokens. A token sees exactly those from the beginning of the block that
-holds the place local_chunk - 1 before it; of each block before that a summary, one key and one value; and exactly the
+A document is cut in blocks of `block_size` tokens. A token sees exactly those from the beginning of the block that
+holds the place window - 1 before it; of each block before that a summary, one key and one value; and exactly the
 tokens of the `top_k` of those blocks whose summary keys fit its queries best. One softmax over all of it. A learned
 vector per key-value head weighs a block's tokens in its summary, by what their keys hold before they are turned; the
 keys are averaged as turned, which damps fast pairs by itself and leaves slow ones. `summaries.py` and `parts.py` name
@@ -21,10 +21,10 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, KVState, attend
 from ikirere.model.layers.conv import single
-from ikirere.model.layers.mixer import Context, Step, settings_of
-from ikirere.model.layers.parts import hybrid_attention
+from ikirere.model.layers.mixer import CacheStep, ForwardContext, settings_of
 from ikirere.model.layers.rope import RopeSpec, rotate
 from ikirere.model.layers.selection import selection_loss
+from ikirere.model.layers.split_attention import hybrid_attention
 from ikirere.model.layers.summaries import best, block_tokens, layout_of, pooled, summaries
 from ikirere.recipe import mixers as recipe
 
@@ -66,7 +66,7 @@ class HybridState(KVState):
         stores = (self.summary_keys, self.summary_values, self.logits)
         return super().bytes + sum(store.numel() * store.element_size() for store in stores)
 
-    def store(self, k: Tensor, v: Tensor, logits: Tensor, step: Step, counts: list[int]) -> None:
+    def store(self, k: Tensor, v: Tensor, logits: Tensor, step: CacheStep, counts: list[int]) -> None:
         """Keeps the real tokens of [B, kv_heads, T, head_dim] and their logits [B, kv_heads, T], and pools the blocks
         that they make whole. counts: real tokens of each row."""
         self.write(self.keys, k, step)
@@ -106,7 +106,7 @@ class HybridAttention(Attention):
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         h = hybrid_settings(settings)
-        self.chunk, self.stride, self.top_k = h.local_chunk, h.global_stride, h.top_k
+        self.chunk, self.stride, self.top_k = h.window, h.block_size, h.top_k
         self.selection_weight = h.selection_weight
         self.summary_query = nn.Parameter(torch.empty(self.kv_heads * self.head_dim))
 
@@ -131,20 +131,20 @@ class HybridAttention(Attention):
         return RopeSpec(config.head_dim) if hybrid_settings(settings).rope else None
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         return self.mode == "full"
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         self.summary_query.fill_(0.0)  # a mean
 
-    def forward(self, x: Tensor, context: Context, state: HybridState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: HybridState | None = None) -> Tensor:
         q, k, v = self.heads_of(x)
         # Also 0 where a row is too short for a choice: ranks that train together log the same names.
         asked = self.training and self.selection_weight > 0 and self.mode == "hybrid"
         self.auxiliary = torch.zeros((), device=x.device) if asked else None
         logits = self._logits(k) if self.mode == "hybrid" else None
-        if self.turned:
-            cos, sin = context.turns[self.turn]
+        if self.uses_rope:
+            cos, sin = context.rope_tables[self.rope_index]
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         k, v = k.transpose(1, 2), v.transpose(1, 2)
         if logits is None:
@@ -179,7 +179,7 @@ class HybridAttention(Attention):
         return hybrid_attention(q, k, v, keys, values, layout, self.top_k)
 
     def _continue(
-        self, q: Tensor, k: Tensor, v: Tensor, logits: Tensor, context: Context, state: HybridState
+        self, q: Tensor, k: Tensor, v: Tensor, logits: Tensor, context: ForwardContext, state: HybridState
     ) -> Tensor:
         step, length = context.step, q.shape[1]
         assert step is not None
@@ -206,7 +206,7 @@ class HybridAttention(Attention):
         keys, values = (store[slots, :, :number] for store in (state.summary_keys, state.summary_values))
         return hybrid_attention(q, k, v, keys, values, layout, self.top_k)
 
-    def _read_last(self, q: Tensor, state: HybridState, step: Step) -> Tensor:
+    def _read_last(self, q: Tensor, state: HybridState, step: CacheStep) -> Tensor:
         """One query each of rows of different lengths, q [B, 1, heads, Dh]: all that it sees is gathered and lies side
         by side, shorter rows padded."""
         stride, place, device = self.stride, step.starts, q.device
@@ -245,6 +245,6 @@ class HybridAttention(Attention):
     def new_state(
         cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> HybridState:
-        stride = hybrid_settings(config.mixers.get("hybrid", {})).global_stride
+        stride = hybrid_settings(config.mixers.get("hybrid", {})).block_size
         shape = (batch, config.num_key_value_heads, capacity, config.head_dim)
         return HybridState(shape, stride, dtype, device)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.delta import delta_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
+from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import document_places, padding
 from ikirere.recipe import mixers as recipe
@@ -94,9 +94,9 @@ class KimiDeltaAttention(Mixer):
         self.o_norm = RMSNorm(head_dim, config.rms_norm_eps)
         self.o_proj = Linear(width, hidden)
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         for conv in (self.q_conv, self.k_conv, self.v_conv):
-            conv.start(generator)
+            conv.init_weights(generator)
 
         def drawn(like: Tensor, low: float, high: float) -> Tensor:
             fresh = torch.empty(like.shape, dtype=torch.float32, device=generator.device)
@@ -107,7 +107,7 @@ class KimiDeltaAttention(Mixer):
             step = drawn(self.dt_bias, *(math.log(s) for s in _STEP)).exp_()
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is `step`
 
-    def forward(self, x: Tensor, context: Context, state: KdaState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: KdaState | None = None) -> Tensor:
         heads, head_dim = self.sizes.heads, self.sizes.head_dim
         step = context.step if state is not None else None
         begins = places = None
@@ -144,7 +144,7 @@ class KimiDeltaAttention(Mixer):
         return step.unflatten(-1, (self.sizes.heads, -1)) * -single(self.A_log).exp().unsqueeze(-1)
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         return False
 
     @classmethod

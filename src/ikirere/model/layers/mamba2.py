@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.decay import decay_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
+from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
 from ikirere.recipe import mixers as recipe
@@ -54,9 +54,9 @@ class Mamba2(Mixer):
         self.norm = RMSNorm(s.width, config.rms_norm_eps)
         self.out_proj = Linear(s.width, config.hidden_size)
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """As the authors' code: rates uniform, steps log-uniform, D one, the convolution uniform."""
-        self.conv.start(generator)
+        self.conv.init_weights(generator)
 
         def drawn(low: float, high: float) -> Tensor:
             fresh = torch.empty(self.sizes.heads, dtype=torch.float32, device=generator.device)
@@ -68,7 +68,7 @@ class Mamba2(Mixer):
             self.dt_bias.copy_(step + torch.log(-torch.expm1(-step)))  # softplus of it is `step`
             self.D.fill_(1.0)
 
-    def forward(self, x: Tensor, context: Context, state: RecurrentState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: RecurrentState | None = None) -> Tensor:
         s, step = self.sizes, context.step if state is not None else None
         begins = places = tail = memory = None
         if context.document_ids is not None:
@@ -100,7 +100,7 @@ class Mamba2(Mixer):
         return grouped.flatten(2) * single(self.norm.weight)
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         return False
 
     @classmethod

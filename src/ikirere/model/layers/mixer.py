@@ -27,7 +27,7 @@ class Linear(nn.Linear):
 
 
 @dataclass(frozen=True)
-class Step:
+class CacheStep:
     """Where a forward pass with a cache reads and writes. B is the number of rows given, T the tokens of each.
 
     picked: the cache's slots. rows: the same to index with, a slice where they are neighbours, else LongTensor [B].
@@ -50,11 +50,11 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Context:
+class ForwardContext:
     """What all layers of one forward pass share; built once per pass.
 
     positions: LongTensor [B, T], restarting at 0 with each document.
-    turns: for each `RopeSpec` of the model what `rope.rotate` takes: cos, sin, fp32 [B, T, 1, head_dim].
+    rope_tables: for each `RopeSpec` of the model what `rope.rotate` takes: cos, sin, fp32 [B, T, 1, head_dim].
     document_ids: LongTensor [B, T] where rows hold several documents, else None.
     mask: bool [B, 1, T, S], True where a token may look at one of the S held; None where `causal` says it all.
     causal: no token before this pass is looked at, and each sees those up to itself; a mask already holds that.
@@ -62,14 +62,14 @@ class Context:
     """
 
     positions: Tensor
-    turns: tuple[tuple[Tensor, Tensor], ...]
+    rope_tables: tuple[tuple[Tensor, Tensor], ...]
     document_ids: Tensor | None
     mask: Tensor | None
     causal: bool
-    step: Step | None = None
+    step: CacheStep | None = None
 
 
-class LayerState(Protocol):
+class MixerCache(Protocol):
     """What one layer remembers between passes, for `batch` independent rows."""
 
     def reset(self, row: int) -> None:
@@ -92,12 +92,12 @@ class Mixer(nn.Module):
 
     settings: ClassVar[tuple[str, ...]] = ()
     """Names accepted below `model.mixers.<name>` of a recipe."""
-    residual: ClassVar[tuple[str, ...]] = ("o_proj",)
+    residual_projections: ClassVar[tuple[str, ...]] = ("o_proj",)
     """Matrices that write into the residual stream; they start smaller."""
-    exact: ClassVar[tuple[str, ...]] = ()
+    keep_fp32: ClassVar[tuple[str, ...]] = ()
     """Parameters that stay fp32, also after `.to(bfloat16)`: decays, whose rounding would add up over every token."""
-    turn: int = 0
-    """Which of `context.turns` is this layer's; the decoder sets it."""
+    rope_index: int = 0
+    """Which of `context.rope_tables` is this layer's; the decoder sets it."""
     runs_as: ClassVar[tuple[str, ...]] = ()
     """Names of other mixers as which its weights can also run, while training, without a cache."""
     mode: str = ""
@@ -121,7 +121,7 @@ class Mixer(nn.Module):
         return cls.rope(config, settings)
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         """Whether it reads `context.mask`, whose size is the square of the length."""
         return True
 
@@ -131,21 +131,21 @@ class Mixer(nn.Module):
         and the memory of a row does not grow."""
         return False
 
-    def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: Any = None) -> Tensor:
         raise TypeError(f"{type(self).__name__} mixes nothing; write its forward")
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         """Sets what is neither a normal matrix nor a norm (decay rates, biases), after all else is drawn."""
 
     @classmethod
     def new_state(
         cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
-    ) -> LayerState:
+    ) -> MixerCache:
         """An empty memory for `batch` rows of at most `capacity` tokens."""
         raise TypeError(f"{cls.__name__} remembers nothing; write its new_state")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        kept = {name: getattr(self, name).data for name in self.exact}
+        kept = {name: getattr(self, name).data for name in self.keep_fp32}
         super()._apply(fn, recurse)
         for name, before in kept.items():
             parameter = getattr(self, name)

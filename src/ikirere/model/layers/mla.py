@@ -14,7 +14,7 @@ from torch import Tensor
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import attend
-from ikirere.model.layers.mixer import Context, Linear, Mixer, Step, settings_of
+from ikirere.model.layers.mixer import CacheStep, ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.recipe import mixers as recipe
 
@@ -43,7 +43,7 @@ class LatentState:
     def bytes(self) -> int:
         return self.latents.numel() * self.latents.element_size()
 
-    def append(self, new: Tensor, step: Step) -> Tensor:
+    def append(self, new: Tensor, step: CacheStep) -> Tensor:
         """Stores [B, T, width] and returns all that the rows hold, [B, step.end, width]."""
         kept = new.detach().to(self.latents.dtype)
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
@@ -82,7 +82,7 @@ class LatentAttention(Mixer):
         self.kv_b_proj = Linear(s.rank, self.heads * (s.nope + s.value))
         self.o_proj = Linear(self.heads * s.value, hidden)
 
-    def forward(self, x: Tensor, context: Context, state: LatentState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: LatentState | None = None) -> Tensor:
         s, length = self.sizes, x.shape[1]
         q = self._queries(x).unflatten(-1, (self.heads, s.nope + s.shared))
         latent, shared = self.kv_a_proj(x).split((s.rank, s.shared), dim=-1)
@@ -103,7 +103,7 @@ class LatentAttention(Mixer):
             return self.q_proj(x)
         return self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
 
-    def _expanded(self, q: Tensor, held: Tensor, context: Context) -> Tensor:
+    def _expanded(self, q: Tensor, held: Tensor, context: ForwardContext) -> Tensor:
         """q [B, T, heads, nope + shared], held [B, S, rank + shared] -> [B, T, heads, value]."""
         s = self.sizes
         latent, shared = held.split((s.rank, s.shared), dim=-1)
@@ -119,7 +119,7 @@ class LatentAttention(Mixer):
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         return attend(q, k, v, context.mask, context.causal)[..., : s.value]
 
-    def _in_latent_space(self, q: Tensor, held: Tensor, context: Context) -> Tensor:
+    def _in_latent_space(self, q: Tensor, held: Tensor, context: ForwardContext) -> Tensor:
         """The same, since (W c) . q = c . (W^T q): the latents serve all heads as keys and values."""
         s = self.sizes
         up = self.kv_b_proj.weight.view(self.heads, s.nope + s.value, s.rank)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
-from ikirere.model.layers.mixer import Context, Linear, Mixer
+from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer
 from ikirere.recipe import mixers as recipe
 
 
@@ -33,7 +33,7 @@ class PositionMlp(Mixer):
         self.gate_proj, self.up_proj = (Linear(self.positions, width) for _ in range(2))
         self.down_proj = Linear(width, self.positions)
 
-    def forward(self, x: Tensor, context: Context, state: Any = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: Any = None) -> Tensor:
         if x.shape[1] != self.positions:
             raise UserError(
                 f"a row of {x.shape[1] - self.front} tokens; a core with the mixer mlp takes rows of "

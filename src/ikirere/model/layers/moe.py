@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffn import FeedForward
-from ikirere.model.layers.mixer import Context, Linear
+from ikirere.model.layers.mixer import ForwardContext, Linear
 
 BALANCES = ("aux", "bias", "none")
 
@@ -80,11 +80,11 @@ class MixtureOfExperts(FeedForward):
         self.register_buffer("bias", torch.zeros(self.experts))
         self.register_buffer("load", torch.zeros(self.experts), persistent=False)
 
-    def start(self, generator: torch.Generator) -> None:
+    def init_weights(self, generator: torch.Generator) -> None:
         self.bias.zero_()
         self.load.zero_()
 
-    def forward(self, x: Tensor, context: Context) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext) -> Tensor:
         flat = x.reshape(-1, x.shape[-1])
         logits = self.router(flat).float()
         probabilities = logits.softmax(-1)
@@ -108,7 +108,9 @@ class MixtureOfExperts(FeedForward):
         y = y * weights.flatten()[order, None].to(y.dtype)
         return torch.zeros_like(flat).index_add(0, token, y.to(flat.dtype)).view_as(x)
 
-    def _learn_balance(self, logits: Tensor, probabilities: Tensor, chosen: Tensor, context: Context) -> None:
+    def _learn_balance(
+        self, logits: Tensor, probabilities: Tensor, chosen: Tensor, context: ForwardContext
+    ) -> None:
         """Losses and loads of the real tokens."""
         real = None
         if context.document_ids is not None:

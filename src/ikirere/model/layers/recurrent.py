@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ikirere.model.layers.mixer import Step
+from ikirere.model.layers.mixer import CacheStep
 
 
 def run_rule(
@@ -73,14 +73,14 @@ class RecurrentState:
     def bytes(self) -> int:
         return sum(t.numel() * t.element_size() for t in (self.tail, self.memory))
 
-    def before(self, step: Step) -> Tensor:
+    def before(self, step: CacheStep) -> Tensor:
         """The memory of a step's rows, [B, heads, keys, values]."""
         held = self.memory[step.rows]
         # A slice is a view, which is written after the pass; autograd must not find it changed.
         return held.clone() if torch.is_grad_enabled() else held
 
 
-def padding(step: Step | None, length: int) -> Tensor | None:
+def padding(step: CacheStep | None, length: int) -> Tensor | None:
     """Which of `length` tokens are padding on the right, bool [B, length]; None where all are real."""
     if step is None or step.counts is None:
         return None

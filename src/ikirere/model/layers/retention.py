@@ -13,7 +13,7 @@ from torch import Tensor
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.conv import single
 from ikirere.model.layers.decay import decay_rule
-from ikirere.model.layers.mixer import Context, Linear, Mixer, settings_of
+from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
 from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
 from ikirere.model.layers.rope import RopeSpec, rotate
@@ -44,7 +44,7 @@ class Retention(Mixer):
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         self.sizes = s = _checked(settings).sizes(config.num_attention_heads, config.head_dim)
-        self.turned = self.rope(config, settings) is not None
+        self.uses_rope = self.rope(config, settings) is not None
         hidden = config.hidden_size
         self.q_proj, self.k_proj = (Linear(hidden, s.heads * s.key) for _ in range(2))
         self.v_proj, self.g_proj = (Linear(hidden, s.heads * s.value) for _ in range(2))
@@ -58,12 +58,12 @@ class Retention(Mixer):
             return None
         return RopeSpec(checked.sizes(config.num_attention_heads, config.head_dim).key, checked.rope_theta)
 
-    def forward(self, x: Tensor, context: Context, state: RecurrentState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: RecurrentState | None = None) -> Tensor:
         s, step = self.sizes, context.step if state is not None else None
         q, k = (p(x).unflatten(-1, (s.heads, s.key)) for p in (self.q_proj, self.k_proj))
         v = self.v_proj(x).unflatten(-1, (s.heads, s.value))
-        if self.turned:
-            cos, sin = context.turns[self.turn]
+        if self.uses_rope:
+            cos, sin = context.rope_tables[self.rope_index]
             q, k = (rotate(single(t), cos, sin) for t in (q, k))
         g = log_decay(s.heads, x.device).expand(*x.shape[:2], -1)
         begins = memory = None
@@ -81,7 +81,7 @@ class Retention(Mixer):
         return self.o_proj(y.to(x.dtype))
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         return False
 
     @classmethod

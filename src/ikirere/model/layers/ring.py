@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ikirere.model.layers.parts import NONE, Gradients, Parts, Sums
+from ikirere.model.layers.split_attention import NONE, Gradients, OnlineSoftmax, Tiles
 from ikirere.model.layers.summaries import Layout, block_tokens, choose, pooled, taken
 
 
@@ -63,8 +63,8 @@ class Rank:
 
     @torch.no_grad()
     def __init__(self, q: Tensor, keys: Tensor, values: Tensor, layout: Layout, top_k: int) -> None:
-        self.parts = Parts(q, keys, values, layout, choose(q, keys, layout, top_k))
-        self.sums: Sums | None = Sums(self.parts)
+        self.parts = Tiles(q, keys, values, layout, choose(q, keys, layout, top_k))
+        self.sums: OnlineSoftmax | None = OnlineSoftmax(self.parts)
         self.sums.add(self.parts.summarised())
 
     @torch.no_grad()

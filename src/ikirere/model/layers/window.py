@@ -25,7 +25,7 @@ from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, attend
 from ikirere.model.layers.conv import single
-from ikirere.model.layers.mixer import Context, Step
+from ikirere.model.layers.mixer import CacheStep, ForwardContext
 from ikirere.model.layers.rope import RopeSpec, rotate
 
 _BLOCK = 128
@@ -61,7 +61,7 @@ class WindowState:
     def bytes(self) -> int:
         return sum(store.numel() * store.element_size() for store in (self.keys, self.values))
 
-    def held(self, step: Step) -> tuple[Tensor, Tensor, Tensor]:
+    def held(self, step: CacheStep) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values [B, kv_heads, sinks + window, head_dim] and the place of each token in its row, LongTensor
         [B, sinks + window], -1 where there is none (or where the ring holds a sink too)."""
         starts = step.starts[:, None]
@@ -79,7 +79,7 @@ class WindowState:
         keys, values = (store[step.column, :, at].transpose(1, 2) for store in (self.keys, self.values))
         return keys, values, places
 
-    def store(self, keys: Tensor, values: Tensor, step: Step) -> None:
+    def store(self, keys: Tensor, values: Tensor, step: CacheStep) -> None:
         """Keeps the real tokens of [B, kv_heads, T, head_dim]: the last `window`, and those among the first."""
         length = keys.shape[2]
         counts = torch.full_like(step.starts, length) if step.counts is None else step.counts
@@ -105,7 +105,7 @@ class WindowAttention(Attention):
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         self.window, self.sinks = window_of(settings)
-        self.renumbered = self.turned and renumbered(settings)
+        self.renumbered = self.uses_rope and renumbered(settings)
 
     @classmethod
     def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
@@ -118,20 +118,22 @@ class WindowAttention(Attention):
         return not settings.get("rope", True) or (renumbered(settings) and fits)
 
     @property
-    def masked(self) -> bool:
+    def needs_mask(self) -> bool:
         return False
 
-    def project_twice(self, x: Tensor, context: Context) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    def project_twice(
+        self, x: Tensor, context: ForwardContext
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """As `project`, and the queries as they meet sinks where that differs, [B, heads, T, head_dim]."""
         if not self.renumbered:
             return *self.project(x, context), None
         q, k, v = self.heads_of(x)
-        cos, sin = context.turns[self.turn]
+        cos, sin = context.rope_tables[self.rope_index]
         far = rotate(q, cos[:, :, 1:], sin[:, :, 1:]).transpose(1, 2) if self.sinks else None
         q, k = (rotate(t, cos[:, :, :1], sin[:, :, :1]) for t in (q, k))
         return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), far
 
-    def forward(self, x: Tensor, context: Context, state: WindowState | None = None) -> Tensor:
+    def forward(self, x: Tensor, context: ForwardContext, state: WindowState | None = None) -> Tensor:
         q, k, v, far = self.project_twice(x, context)
         if state is None or context.step is None:
             y = window_attend(
@@ -224,7 +226,7 @@ def window_attend(
 ) -> Tensor:
     """Windowed attention over whole rows. q [B, heads, T, Dh], k and v [B, kv_heads, T, Dh] -> [B, T, heads, Dh].
 
-    positions, document_ids: LongTensor [B, T] as in `Context`; a document's first tokens are those at positions below
+    positions, document_ids: LongTensor [B, T] as in `ForwardContext`; a document's first tokens are those at positions below
     `sinks`. far: q as it meets sinks, where that differs. Time is that of T * (window + sinks of the row) products,
     memory that of one block of queries.
     """

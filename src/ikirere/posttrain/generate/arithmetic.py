@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.posttrain.generate.material import Material
+from ikirere.posttrain.generate.context import GeneratorContext
 from ikirere.posttrain.generate.slots import BOXES, ITEMS, NAMES, PLACES
 from ikirere.posttrain.generate.wordings import OPERATIONS, Wordings
 
@@ -31,12 +31,12 @@ class Problem:
         return f"{self.a} {self.operation.spoken} {self.b}"
 
 
-def _operand(material: Material, digits: tuple[int, ...]) -> int:
+def _operand(material: GeneratorContext, digits: tuple[int, ...]) -> int:
     count = material.rng.choice(digits)
     return material.rng.randrange(10 ** (count - 1), 10**count)
 
 
-def _fill(material: Material, wording: str, a: int, b: int) -> str:
+def _fill(material: GeneratorContext, wording: str, a: int, b: int) -> str:
     name, other = material.rng.sample(NAMES, 2)
     return wording.format(
         a=a,
@@ -49,7 +49,7 @@ def _fill(material: Material, wording: str, a: int, b: int) -> str:
     )
 
 
-def _vary(material: Material, question: str) -> str:
+def _vary(material: GeneratorContext, question: str) -> str:
     """Small differences of hand: a greeting, no capital, no last mark."""
     draw = material.rng.random()
     if draw < 0.06:
@@ -66,7 +66,7 @@ def pair_key(a: int, b: int) -> str:
     return f"operands {min(a, b)} {max(a, b)}"
 
 
-def problem(material: Material, digits: tuple[int, ...]) -> Problem:
+def problem(material: GeneratorContext, digits: tuple[int, ...]) -> Problem:
     """A question about two operands of the material's split, with so many digits each."""
     rng = material.rng
     while True:

@@ -6,30 +6,30 @@ from collections.abc import Iterator
 from typing import Any
 
 from ikirere.posttrain.generate.arithmetic import problem
-from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft, call_turns
+from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft, call_turns
 from ikirere.tools.calculator import calculate, show
-from ikirere.tools.registry import Call
+from ikirere.tools.registry import ToolCall
 
 
-def exchange(material: Material) -> list[dict[str, Any]]:
+def exchange(material: GeneratorContext) -> list[dict[str, Any]]:
     """A whole earlier question with its call, for a conversation that goes on."""
     asked = problem(material, (2, 3))
     result = show(calculate(asked.expression))
-    call = Call("calculator", {"expression": asked.expression})
+    call = ToolCall("calculator", {"expression": asked.expression})
     turns = call_turns(call, f"{asked.spoken}.", result)
     final = f"It is {result}." if asked.story else f"{result}."
     return [{"role": "user", "content": asked.question}, *turns, {"role": "assistant", "content": final}]
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Operands are copied verbatim; one canonical expression per question."""
     while True:
         asked = problem(material, (2, 3, 4))
-        yield Draft(
+        yield ConversationDraft(
             question=asked.question,
             reply="It is {result}." if asked.story else "{result}.",
             tools=material.tools() if material.maybe(0.6) else ("calculator",),
-            call=Call("calculator", {"expression": asked.expression}),
+            call=ToolCall("calculator", {"expression": asked.expression}),
             reasoning=f"{asked.spoken}.",
         )

@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from ikirere.posttrain.generate.material import Material
+from ikirere.posttrain.generate.context import GeneratorContext
 from ikirere.posttrain.generate.objects import facts
-from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.row import ConversationDraft
 from ikirere.posttrain.generate.slots import ITEMS, NAMES, PLACES
 from ikirere.posttrain.generate.smalltalk import OPENINGS, TOPICS
 
@@ -44,7 +44,7 @@ def _talk(rng: random.Random) -> tuple[str, str]:
     return opening + says.format(**slots), rng.choice(topic.answers).format(**slots)
 
 
-def exchange(rng: random.Random, material: Material) -> list[dict[str, Any]]:
+def exchange(rng: random.Random, material: GeneratorContext) -> list[dict[str, Any]]:
     """A short earlier exchange of the material's split."""
     while True:
         says, answer = _talk(rng)
@@ -52,7 +52,7 @@ def exchange(rng: random.Random, material: Material) -> list[dict[str, Any]]:
             return [{"role": "user", "content": says}, {"role": "assistant", "content": answer}]
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. A question belongs to one split; what Python's objects do is asked in other words in each."""
     rng = material.rng
     while True:
@@ -60,9 +60,9 @@ def drafts(material: Material) -> Iterator[Draft]:
         if material.maybe(FACT_SHARE):
             name, line = rng.choice(facts())
             question, answer = rng.choice(FACT_WORDINGS).format(name=name), line
-            draft = Draft(question=question, reply=line, answer=answer, tools=tools)
+            draft = ConversationDraft(question=question, reply=line, answer=answer, tools=tools)
         else:
             question, reply = _talk(rng)
-            draft = Draft(question=question, reply=reply, tools=tools)
+            draft = ConversationDraft(question=question, reply=reply, tools=tools)
         if material.mine(f"chat {draft.question}"):
             yield draft

@@ -10,8 +10,8 @@ from typing import Any
 
 from ikirere.errors import UserError
 from ikirere.posttrain.generate import calculator, chat, direct, documents, strings, units
-from ikirere.posttrain.generate.material import Generator, Material
-from ikirere.posttrain.generate.row import Draft, Row, Split, build
+from ikirere.posttrain.generate.context import Generator, GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft, Row, Split, build
 from ikirere.tools import sandbox
 from ikirere.tools.registry import execute
 
@@ -59,7 +59,7 @@ def conversations(
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}: no such conversations; kinds are {', '.join(KINDS)}")
     rng = random.Random(f"{kind}/{split}/{seed}")
-    material = Material(rng, split, documents)
+    material = GeneratorContext(rng, split, documents)
     chosen = _distinct(kind, count, split, KINDS[kind](material))
     if split == "train" and kind in ("calculator", "chat", "strings", "units"):
         chosen = [_with_history(draft, rng, material) for draft in chosen]
@@ -67,8 +67,10 @@ def conversations(
     return [build(kind, split, draft, result) for draft, result in zip(chosen, results)]
 
 
-def _distinct(kind: str, count: int, split: Split, source: Iterator[Draft]) -> list[Draft]:
-    chosen: list[Draft] = []
+def _distinct(
+    kind: str, count: int, split: Split, source: Iterator[ConversationDraft]
+) -> list[ConversationDraft]:
+    chosen: list[ConversationDraft] = []
     seen: set[str] = set()
     stale = 0
     while len(chosen) < count:
@@ -91,7 +93,9 @@ def _distinct(kind: str, count: int, split: Split, source: Iterator[Draft]) -> l
     return chosen
 
 
-def _with_history(draft: Draft, rng: random.Random, material: Material) -> Draft:
+def _with_history(
+    draft: ConversationDraft, rng: random.Random, material: GeneratorContext
+) -> ConversationDraft:
     if rng.random() >= HISTORY_SHARE:
         return draft
     if "calculator" in draft.tools and rng.random() < 0.5:
@@ -99,7 +103,7 @@ def _with_history(draft: Draft, rng: random.Random, material: Material) -> Draft
     return replace(draft, history=chat.exchange(rng, material))
 
 
-def _results(drafts: Sequence[Draft]) -> list[str | None]:
+def _results(drafts: Sequence[ConversationDraft]) -> list[str | None]:
     """The real result of each draft's call. Raises UserError where a tool fails."""
     results: list[str | None] = [None] * len(drafts)
     programs: dict[int, str] = {}

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ikirere.posttrain.generate.arithmetic import problem
-from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft
 from ikirere.tools.calculator import calculate, show
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. A third has operands of one or two digits, the others those of kind calculator."""
     while True:
         asked = problem(material, (1, 2) if material.maybe(0.33) else (2, 3, 4))
         answer = show(calculate(asked.expression))
-        yield Draft(question=asked.question, reply=f"{answer}.", answer=answer)
+        yield ConversationDraft(question=asked.question, reply=f"{answer}.", answer=answer)

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft
 
 LONGEST_EXCERPT = 260  # characters
 LONGEST_DOCUMENT = 60_000  # characters: longer ones take long to parse and hold nothing that others lack
@@ -208,7 +208,7 @@ def _of_sentences(text: str) -> Iterator[Asked]:
                 break
 
 
-def _questions(material: Material, document: Mapping[str, Any]) -> list[Draft]:
+def _questions(material: GeneratorContext, document: Mapping[str, Any]) -> list[ConversationDraft]:
     text = document["text"]
     if len(text) > LONGEST_DOCUMENT:
         return []
@@ -223,11 +223,11 @@ def _questions(material: Material, document: Mapping[str, Any]) -> list[Draft]:
         question = f"{a.excerpt}\n\n{wording}" if material.maybe(0.75) else f"{wording}\n\n{a.excerpt}"
         reply = a.answer if " " in a.answer else f"{a.answer}."
         tools = material.tools() if material.split == "heldout" or material.maybe(0.8) else ()
-        made.append(Draft(question, reply, a.answer, tools, reasoning=a.evidence or None))
+        made.append(ConversationDraft(question, reply, a.answer, tools, reasoning=a.evidence or None))
     return made
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Ends when every document has been asked about.
 
     Documents of the two splits may share a passage, so each excerpt, too, belongs to one split: half of those

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
-from ikirere.tools.registry import Call, definitions
+from ikirere.tools.registry import ToolCall, definitions
 
 Split = Literal["train", "heldout"]
 HELDOUT_SHARE = 10  # one key in so many is held out
@@ -33,7 +33,7 @@ class Row(TypedDict):
 
 
 @dataclass
-class Draft:
+class ConversationDraft:
     """What a generator gives: a question and the way to its answer.
 
     answer: None where many answers are right. reply: the final answer's text; `{result}` in it stands for the
@@ -44,7 +44,7 @@ class Draft:
     reply: str
     answer: str | None = None
     tools: tuple[str, ...] = ()
-    call: Call | None = None
+    call: ToolCall | None = None
     reasoning: str | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -59,7 +59,7 @@ def split_of(key: str, one_in: int = HELDOUT_SHARE) -> Split:
     return "heldout" if digest(key) % one_in == 0 else "train"
 
 
-def call_turns(call: Call, reasoning: str | None, result: str) -> list[dict[str, Any]]:
+def call_turns(call: ToolCall, reasoning: str | None, result: str) -> list[dict[str, Any]]:
     """The assistant's call and the tool's answer."""
     function = {"name": call.name, "arguments": dict(call.arguments)}
     turn: dict[str, Any] = {
@@ -72,7 +72,7 @@ def call_turns(call: Call, reasoning: str | None, result: str) -> list[dict[str,
     return [turn, {"role": "tool", "name": call.name, "content": result}]
 
 
-def build(kind: str, split: Split, draft: Draft, result: str | None) -> Row:
+def build(kind: str, split: Split, draft: ConversationDraft, result: str | None) -> Row:
     """The row of a draft, with the result of its call."""
     messages: list[dict[str, Any]] = [*draft.history, {"role": "user", "content": draft.question}]
     reply, answer = draft.reply, draft.answer

@@ -42,7 +42,7 @@ TOPICS = (
         (
             "Hi, I am {name}.", "Hello, my name is {name}.", "Hey, {name} here.", "I am {name}, nice to meet you.",
             "My name is {name}.", "This is {name}.", "You can call me {name}.", "Good morning, I am {name}.",
-            "Call me {name}.", "They call me {name}.",
+            "ToolCall me {name}.", "They call me {name}.",
         ),
         ("Hello, {name}! How can I help?",),
     ),

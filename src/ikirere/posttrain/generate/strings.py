@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ikirere.errors import UserError
-from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft
-from ikirere.tools.registry import Call
+from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft
+from ikirere.tools.registry import ToolCall
 
 PLACES = ("first", "second", "third", "fourth", "fifth")
 
@@ -151,7 +151,7 @@ TASKS = (
 )
 
 
-def _draft(material: Material, task: Task) -> Draft:
+def _draft(material: GeneratorContext, task: Task) -> ConversationDraft:
     rng = material.rng
     words = rng.sample(material.words, task.words)
     word = words[0]
@@ -167,16 +167,16 @@ def _draft(material: Material, task: Task) -> Draft:
         "i": place,
     }
     wordings = task.wordings if material.split == "heldout" else task.wordings[:-1]
-    return Draft(
+    return ConversationDraft(
         question=rng.choice(wordings).format(**slots),
         reply="{result}.",
         tools=material.tools() if material.maybe(0.7) else ("python_exec",),
-        call=Call("python_exec", {"code": task.code.format(**slots)}),
+        call=ToolCall("python_exec", {"code": task.code.format(**slots)}),
         reasoning="Python can tell.",
     )
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Words come from the documents; each belongs to one split. Raises UserError for too few."""
     if len(material.words) < 20:
         raise UserError(

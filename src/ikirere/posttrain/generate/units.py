@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from ikirere.posttrain.generate.material import Material
-from ikirere.posttrain.generate.row import Draft
+from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.row import ConversationDraft
 from ikirere.tools.calculator import calculate, show
-from ikirere.tools.registry import Call
+from ikirere.tools.registry import ToolCall
 
 LONGEST = 9  # characters of a result: longer ones are fractions that nobody would ask for
 
@@ -83,7 +83,7 @@ WORDINGS = (
 HELDOUT_WORDINGS = ("Can you write {v} {source} as {target}?",)
 
 
-def drafts(material: Material) -> Iterator[Draft]:
+def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Only values whose result is short; value and units together belong to one split."""
     rng = material.rng
     wordings = WORDINGS + (HELDOUT_WORDINGS if material.split == "heldout" else ())
@@ -95,10 +95,10 @@ def drafts(material: Material) -> Iterator[Draft]:
         expression = conversion.rule.format(v=value)
         if len(show(calculate(expression))) > LONGEST:
             continue
-        yield Draft(
+        yield ConversationDraft(
             question=rng.choice(wordings).format(v=value, source=conversion.source, target=conversion.target),
             reply="{result} " + conversion.target + ".",
             tools=material.tools() if material.maybe(0.7) else ("calculator",),
-            call=Call("calculator", {"expression": expression}),
+            call=ToolCall("calculator", {"expression": expression}),
             reasoning=f"{conversion.source} to {conversion.target}: {expression}.",
         )

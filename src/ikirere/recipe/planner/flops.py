@@ -66,10 +66,10 @@ def mixer_forward(m: Model, name: str, length: int) -> float:
     elif name == "hybrid":
         h = m.mixer("hybrid")
         assert isinstance(h, Hybrid)
-        summaries = mean_blocks(length, h.local_chunk, h.global_stride)
-        chosen = mean_blocks(length, h.local_chunk, h.global_stride, h.top_k)
+        summaries = mean_blocks(length, h.window, h.block_size)
+        chosen = mean_blocks(length, h.window, h.block_size, h.top_k)
         # The window reaches back to a block's beginning. Summaries are read, and asked once per group of heads.
-        seen += summaries + h.global_stride * (chosen - summaries)
+        seen += summaries + h.block_size * (chosen - summaries)
         asked = 2.0 * m.num_key_value_heads * m.head_size * summaries
         return 4.0 * m.num_attention_heads * m.head_size * seen + asked
     return 4.0 * m.num_attention_heads * m.head_size * seen  # scores, and the weighted sum of values

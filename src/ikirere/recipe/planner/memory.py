@@ -39,11 +39,11 @@ class Cache:
     context: int
     bits: int
     per_sequence: float
-    slots: int
+    max_num_seqs: int
 
     @property
     def total(self) -> float:
-        return self.per_sequence * self.slots
+        return self.per_sequence * self.max_num_seqs
 
 
 def working_precision(recipe: Recipe, training: Training) -> str:
@@ -108,9 +108,9 @@ def layer_elements(m: Model, name: str, length: int, packed: bool) -> tuple[floa
         assert isinstance(h, Hybrid)
         # Keys before they are turned; summaries. Logits, their weights, logarithms; who chose which block; where each
         # token looks. No mask: documents are told by numbers.
-        inner += kv + 2 * kv / h.global_stride
+        inner += kv + 2 * kv / h.block_size
         norms += c.HYBRID_PER_KEY_HEAD * m.num_key_value_heads + c.HYBRID_PER_TOKEN
-        blocks = mean_blocks(length, h.local_chunk, h.global_stride, h.top_k)
+        blocks = mean_blocks(length, h.window, h.block_size, h.top_k)
         return norms + m.num_key_value_heads * blocks, inner
     if packed:
         norms += c.MASK_PER_PAIR * length
@@ -250,7 +250,7 @@ def cache_memory(recipe: Recipe) -> Cache:
     attention summaries and the logits of one block too, KDA, Mamba-2 and
     retention a fixed fp32 state."""
     m, serve = recipe.model, recipe.serve
-    context = serve.context or m.max_position_embeddings
+    context = serve.max_model_len or m.max_position_embeddings
     width = 2 * m.num_key_value_heads * m.head_size * serve.kv_cache_bits / 8
     total = 0.0
     for name in m.layers:
@@ -282,8 +282,8 @@ def cache_memory(recipe: Recipe) -> Cache:
         elif name == "hybrid":
             h = m.mixer("hybrid")
             assert isinstance(h, Hybrid)
-            total += width * (context + -(-context // h.global_stride))
-            total += m.num_key_value_heads * min(h.global_stride, context) * c.FP32
+            total += width * (context + -(-context // h.block_size))
+            total += m.num_key_value_heads * min(h.block_size, context) * c.FP32
         else:
             total += width * context
-    return Cache(context, serve.kv_cache_bits, total, serve.slots)
+    return Cache(context, serve.kv_cache_bits, total, serve.max_num_seqs)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ikirere.recipe.planner import claims, flops, limits
+from ikirere.recipe.planner import feasibility as limits
+from ikirere.recipe.planner import flops
+from ikirere.recipe.planner import stated_checks as claims
 from ikirere.recipe.planner.contradictions import RULES, Facts, Finding
 from ikirere.recipe.planner.counts import Counts, count
 from ikirere.recipe.planner.hardware import Device, find_device

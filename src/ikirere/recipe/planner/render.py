@@ -101,7 +101,7 @@ def _serving(plan: Plan) -> str:
     cache = plan.cache
     return (
         f"decode state {size(cache.per_sequence)} per sequence at {cache.context:,} tokens and {cache.bits} bits, "
-        f"{size(cache.total)} for {cache.slots} at once"
+        f"{size(cache.total)} for {cache.max_num_seqs} at once"
     )
 
 

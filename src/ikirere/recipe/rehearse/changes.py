@@ -27,7 +27,7 @@ def _shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-class Draft:
+class RecipeDraft:
     """Plain values of a recipe; `set` changes one key and notes it."""
 
     def __init__(self, recipe: Recipe) -> None:

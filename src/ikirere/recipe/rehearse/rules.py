@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ikirere.errors import UserError
-from ikirere.recipe.rehearse import material, shape, training
-from ikirere.recipe.rehearse.changes import Change, Draft
+from ikirere.recipe.rehearse import data as material
+from ikirere.recipe.rehearse import shape, training
+from ikirere.recipe.rehearse.changes import Change, RecipeDraft
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Stated
 
@@ -39,7 +40,7 @@ def rehearse(recipe: Recipe, minutes: float = 10.0) -> Rehearsal:
     """Shrink a recipe and list every change. Raises UserError for a time that is not above zero."""
     if not minutes > 0:
         raise UserError(f"rehearsal: {minutes:g} minutes; give a number above 0")
-    draft = Draft(recipe)
+    draft = RecipeDraft(recipe)
     draft.set("stated", Stated().model_dump(mode="json"), "claims are about the full programme")
     if recipe.tracker.kind == "wandb":
         draft.set("tracker.kind", "trackio", "a rehearsal stays on this machine")
@@ -58,18 +59,18 @@ def rehearse(recipe: Recipe, minutes: float = 10.0) -> Rehearsal:
     return Rehearsal(draft.recipe(), tuple(draft.changes))
 
 
-def _positions_and_model(draft: Draft, recipe: Recipe, vocabulary: int) -> None:
+def _positions_and_model(draft: RecipeDraft, recipe: Recipe, vocabulary: int) -> None:
     longest = max(training.lengths(recipe.pretrain.phases))
     was = max(p.sequence_length for p in recipe.pretrain.phases)
     beyond = min(recipe.model.max_position_embeddings / was, training.SPREAD)
     positions = max(round(longest * beyond), ROOM, training.chat_length(recipe))
     positions = min(positions, max(recipe.model.max_position_embeddings, ROOM))
     shape.shrink_model(draft, recipe, vocabulary, positions, longest / was)
-    draft.set("serve.context", positions, "all that the small model has")
+    draft.set("serve.max_model_len", positions, "all that the small model has")
     draft.set("serve.kv_cache_bits", max(recipe.serve.kv_cache_bits, 16), "no quantised cache in a rehearsal")
 
 
-def _shrink_evaluation(draft: Draft, recipe: Recipe) -> None:
+def _shrink_evaluation(draft: RecipeDraft, recipe: Recipe) -> None:
     e = recipe.evaluate
     draft.set(
         "evaluate.questions",

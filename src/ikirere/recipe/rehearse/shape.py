@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ikirere.recipe.mixers import Mamba2, period
-from ikirere.recipe.rehearse.changes import Draft
+from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.schema import Model, Recipe
 
 HEADS = 4  # at least so many query heads, so that grouping still means something
@@ -46,7 +46,9 @@ def small_shape(m: Model, patterns: tuple[str, ...]) -> Shape:
     return Shape(heads, kv_heads, head_dim, hidden, intermediate, min(layers, m.num_hidden_layers))
 
 
-def shrink_model(draft: Draft, recipe: Recipe, vocabulary: int, positions: int, length_ratio: float) -> None:
+def shrink_model(
+    draft: RecipeDraft, recipe: Recipe, vocabulary: int, positions: int, length_ratio: float
+) -> None:
     """Shrink `model`; a model that is small already keeps its shape. `length_ratio`: new over old lengths."""
     m = recipe.model
     patterns = tuple(p.attention for p in recipe.pretrain.phases if p.attention)
@@ -70,13 +72,13 @@ def shrink_model(draft: Draft, recipe: Recipe, vocabulary: int, positions: int, 
         _shrink_mamba2(draft, m, s)
 
 
-def _shrink_mixers(draft: Draft, m: Model, s: Shape, length_ratio: float) -> None:
+def _shrink_mixers(draft: RecipeDraft, m: Model, s: Shape, length_ratio: float) -> None:
     def scaled(tokens: int) -> int:
         return max(4, round(tokens * length_ratio))
 
     lengths = {
         "window": ("window",),
-        "hybrid": ("local_chunk", "global_stride", "original_max_position_embeddings"),
+        "hybrid": ("window", "block_size", "original_max_position_embeddings"),
     }
     for name, values in m.mixers.items():
         new: dict[str, Any] = {}
@@ -101,7 +103,7 @@ def _shrink_mixers(draft: Draft, m: Model, s: Shape, length_ratio: float) -> Non
                 draft.set(f"model.mixers.{name}.{key}", value, "in proportion to heads and lengths")
 
 
-def _shrink_mamba2(draft: Draft, m: Model, s: Shape) -> None:
+def _shrink_mamba2(draft: RecipeDraft, m: Model, s: Shape) -> None:
     """Heads must fill the new inner width and groups divide the heads, so defaults are written out too."""
     settings = m.mixer("mamba2")
     assert isinstance(settings, Mamba2)

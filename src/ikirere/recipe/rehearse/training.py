@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ikirere.recipe.planner import flops
-from ikirere.recipe.rehearse.changes import Draft
+from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.rehearse.shape import width_ratio
 from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.sections import Phase, Training
@@ -59,7 +59,7 @@ def plan_steps(budget: float, full: int, least: int, batches: Callable[[int], fl
     return min(full, MAX_STEPS, max(least // 2, int(budget / batches(tokens)))), tokens
 
 
-def shrink_pretrain(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
+def shrink_pretrain(draft: RecipeDraft, recipe: Recipe, model: Model, minutes: float) -> None:
     """Shrink `pretrain` to its share of the time on the shrunk model."""
     p = recipe.pretrain
     short = lengths(p.phases)
@@ -113,7 +113,7 @@ def chat_length(recipe: Recipe) -> int:
     return min([CHAT_LENGTH, *sections])
 
 
-def shrink_sft(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
+def shrink_sft(draft: RecipeDraft, recipe: Recipe, model: Model, minutes: float) -> None:
     """Shrink `sft` to its share of the time."""
     s = recipe.sft
     if s is None:
@@ -134,7 +134,7 @@ def shrink_sft(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> No
     _shrink_common(draft, "sft", s, s.steps, steps, width_ratio(recipe.model, model))
 
 
-def shrink_dpo(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> None:
+def shrink_dpo(draft: RecipeDraft, recipe: Recipe, model: Model, minutes: float) -> None:
     """Shrink `dpo` to its share of the time."""
     d = recipe.dpo
     if d is None:
@@ -156,7 +156,7 @@ def shrink_dpo(draft: Draft, recipe: Recipe, model: Model, minutes: float) -> No
     _shrink_common(draft, "dpo", d, d.steps, steps, width_ratio(recipe.model, model))
 
 
-def _shrink_common(draft: Draft, key: str, t: Training, before: int, after: int, width: float) -> None:
+def _shrink_common(draft: RecipeDraft, key: str, t: Training, before: int, after: int, width: float) -> None:
     """What all training sections share."""
     for part in ("warmup", "decay"):
         value = getattr(t.schedule, part)

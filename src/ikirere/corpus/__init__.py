@@ -1,0 +1,1 @@
+"""From raw text to clean, split documents: readers, steps, deduplication, decontamination, publishing."""

@@ -1,0 +1,178 @@
+"""Sources into Parquet parts: streaming, and continued where a kill left off."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ikirere.corpus.document import DOCUMENT_SCHEMA, Document, TableWriter
+from ikirere.corpus.readers import Place, fingerprint, open_source
+from ikirere.corpus.readers.text import DAMAGED
+from ikirere.corpus.steps.step import LEDGER_SCHEMA
+from ikirere.recipe.data import Data, Source
+
+PART_BYTES = 8_000_000  # text of a part: what one worker holds at once
+SOURCE_BITS = 40  # `order` is source << SOURCE_BITS | row
+STEP = "read"
+LAST = "last"  # names the ledger of what was skipped behind the last part
+
+
+@dataclass
+class Read:
+    """What reading gave: parts and ledger files in the order of the sources, documents and bytes."""
+
+    parts: list[Path] = field(default_factory=list)
+    ledgers: list[Path] = field(default_factory=list)
+    documents: int = 0
+    n_bytes: int = 0
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """None where there is no such file, or one that is torn."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def digest(*values: Any) -> str:
+    """Hash of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def read_sources(
+    data: Data, recipe_folder: Path, folder: Path, advance: Callable[[int], None], say: Callable[[str], None]
+) -> Read:
+    """Read every source into `folder`. A source that is finished is not read again while its keys and what it reads
+    are the same; one that was cut short goes on behind its last whole part.
+
+    Raises UserError as the sources do, and for a source without documents.
+    """
+    result = Read()
+    for number, source in enumerate(data.sources):
+        place = folder / f"{number:02d}"
+        key = digest(source.model_dump(mode="json"), fingerprint(source, recipe_folder), PART_BYTES)
+        if read_json(place / "key.json") != key:
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir(parents=True)
+            write_json(place / "key.json", key)
+        done = read_json(place / "done.json")
+        if done is None:
+            done = _SourceReader(source, number, recipe_folder, place, say).run(advance)
+            write_json(place / "done.json", done)
+        else:
+            advance(done["bytes"])
+            say(f"source {source.name}: {done['documents']} documents read before")
+        result.parts += sorted(place.glob("part-*.parquet"))
+        result.ledgers += sorted(place.glob("skipped-*.parquet"))
+        result.documents += done["documents"]
+        result.n_bytes += done["bytes"]
+    return result
+
+
+class _SourceReader:
+    """One source into parts. Beside each part lie the ledger of what was skipped on the way to it and the place in the
+    source behind it, both written before it: a part stands for everything up to its end."""
+
+    def __init__(
+        self, source: Source, number: int, recipe_folder: Path, place: Path, say: Callable[[str], None]
+    ) -> None:
+        self.source, self.number, self.place, self.say = source, number, place, say
+        self.whole = sorted(place.glob("part-*.parquet"))
+        for leftover in place.glob("*.part"):
+            leftover.unlink()
+        for ledger in place.glob("skipped-*.parquet"):
+            if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
+                ledger.unlink()
+        last = place / f"place-{len(self.whole) - 1:05d}.json"
+        self.start = Place(**read_json(last)) if self.whole else Place()
+        self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
+        self.rows: list[dict[str, Any]] = []
+        self.skips: list[dict[str, Any]] = []  # on the way to the rows
+        self.behind: list[dict[str, Any]] = []  # since the last row
+        self.damaged: list[str] = []
+        self.size = 0
+
+    def skipped(self, path: str, reason: str) -> None:
+        if reason in DAMAGED:
+            self.damaged.append(f"{path} ({reason})")
+        blank = dict.fromkeys(LEDGER_SCHEMA.names, "")
+        self.behind.append(
+            blank
+            | {
+                "step": STEP,
+                "action": "dropped",
+                "reason": reason,
+                "path": path,
+                "source": self.source.name,
+                "bytes": 0,
+            }
+        )
+
+    def run(self, advance: Callable[[int], None]) -> dict[str, int]:
+        count, n_bytes = self.start.documents, self.start.n_bytes
+        advance(n_bytes)
+        if count:
+            self.say(f"source {self.source.name}: going on behind {count} documents")
+        for document in self.reading:
+            advance(document.n_bytes)
+            n_bytes += document.n_bytes
+            self._add(document, count)
+            count += 1
+        if self.rows:
+            self._flush()
+        # Of no part: a source that goes on behind its last one tells these again.
+        self._write_skips(self.behind, LAST)
+        if self.damaged:
+            self.say(
+                f"source {self.source.name}: {len(self.damaged)} files or rows left out, first {self.damaged[0]}; "
+                "see ledger/read.parquet"
+            )
+        return {"documents": count, "bytes": n_bytes}
+
+    def _add(self, document: Document, row: int) -> None:
+        document.order = self.number << SOURCE_BITS | row
+        self.skips += self.behind
+        self.behind = []
+        self.rows.append(document.row())
+        self.size += document.n_bytes
+        if self.size >= PART_BYTES:
+            self._flush()
+
+    def _write_skips(self, skips: list[dict[str, Any]], name: str) -> None:
+        with TableWriter(self.place / f"skipped-{name}.parquet", LEDGER_SCHEMA) as ledger:
+            for skip in skips:
+                ledger.add(skip)
+
+    def _flush(self) -> None:
+        name = f"{len(self.whole):05d}.parquet"
+        self._write_skips(self.skips, name.removesuffix(".parquet"))
+        write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.place))
+        write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
+        self.whole.append(self.place / f"part-{name}")
+        self.rows, self.skips, self.size = [], [], 0
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Parquet, whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    try:
+        pq.write_table(table, part, compression="zstd", compression_level=1, row_group_size=4096)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,160 @@
+"""Manifests: what a set of documents is (files, hashes, counts, parents), and mixtures of sets by weight.
+
+A set is named `name:version`, such as `code:v0.1`. A mixture names sets and weights and holds no text of its own.
+Each manifest carries the hash of itself, and a mixture those of its sets, so that one changed byte is found and named.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ikirere.corpus.build.ingest import write_json
+from ikirere.errors import UserError
+
+FORMAT = 1
+FOLDER = "manifests"
+
+
+def file_entry(root: Path, name: str) -> dict[str, Any]:
+    """A file as a manifest lists it."""
+    with (root / name).open("rb") as handle:
+        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
+    return {"path": name, "size": (root / name).stat().st_size, "sha256": sha256}
+
+
+def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its own hash."""
+    return dict(body) | {"sha256": own_hash(body)}
+
+
+def own_hash(manifest: Mapping[str, Any]) -> str:
+    body = {k: v for k, v in manifest.items() if k != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def set_manifest(
+    name: str,
+    version: str,
+    files: Sequence[Mapping[str, Any]],
+    splits: Mapping[str, Mapping[str, Any]],
+    parents: Sequence[Mapping[str, Any]],
+    columns: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """A set. splits: documents, bytes and the hash of the ids of each. parents: where it comes from (sources, or the
+    manifest it was cut from). columns: values that a row of the files has to have to belong to the set."""
+    return sealed(
+        {
+            "format": FORMAT,
+            "kind": "set",
+            "name": name,
+            "version": version,
+            "files": list(files),
+            "rows": dict(columns or {}),
+            "splits": {k: dict(v) for k, v in splits.items()},
+            "parents": [dict(p) for p in parents],
+        }
+    )
+
+
+def mixture_manifest(
+    name: str, version: str, weights: Mapping[str, float], sets: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A mixture of sets by weight (normalised). Raises UserError for a weight that names no set, and for weights that
+    are all 0."""
+    used = {k: w for k, w in weights.items() if w > 0}
+    if unknown := sorted(set(used) - set(sets)):
+        raise UserError(
+            f"mixture {name}: the weight {unknown[0]!r} names no set; sets are {', '.join(sorted(sets)) or 'none'}"
+        )
+    if not used:
+        raise UserError(f"mixture {name}: no set has a weight above 0")
+    whole = sum(used.values())
+    return sealed(
+        {
+            "format": FORMAT,
+            "kind": "mixture",
+            "name": name,
+            "version": version,
+            "parents": [
+                {
+                    "set": f"{k}:{sets[k]['version']}",
+                    "sha256": sets[k]["sha256"],
+                    "weight": used[k] / whole,
+                    "bytes": sets[k]["splits"].get("train", {}).get("bytes", 0),
+                }
+                for k in sorted(used)
+            ],
+        }
+    )
+
+
+def path_of(root: Path, name: str, version: str) -> Path:
+    return root / FOLDER / name / f"{version}.json"
+
+
+def write_manifest(root: Path, manifest: Mapping[str, Any]) -> str:
+    """Write a manifest below `root`; its path relative to it."""
+    path = path_of(root, manifest["name"], manifest["version"])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, manifest)
+    return path.relative_to(root).as_posix()
+
+
+def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
+    """All manifests below `root` by `name:version`. Raises UserError naming one that is altered or damaged."""
+    found = {}
+    for path in sorted((root / FOLDER).glob("*/*.json")):
+        try:
+            manifest = json.loads(path.read_bytes())
+            good = manifest["sha256"] == own_hash(manifest) and manifest["kind"] in ("set", "mixture")
+        except (OSError, ValueError, KeyError, TypeError):
+            good = False
+        if not good:
+            raise UserError(f"{path}: altered or damaged (its own hash does not fit); pull or build it again")
+        if manifest["format"] != FORMAT:
+            raise UserError(f"{path}: format {manifest['format']}, this version reads {FORMAT}")
+        found[f"{manifest['name']}:{manifest['version']}"] = manifest
+    if not found:
+        raise UserError(f"{root}: no manifests there; give the data folder of a run, or a snapshot")
+    return found
+
+
+def verify(root: Path) -> list[str]:
+    """Hash everything below `root` again; a line for each thing that is not as its manifest says, none where all is
+    well."""
+    wrong = []
+    try:
+        manifests = read_manifests(root)
+    except UserError as error:
+        return [str(error)]
+    checked: dict[tuple[str, str], str | None] = {}
+    for name, manifest in manifests.items():
+        for entry in manifest.get("files", ()):
+            key = (entry["path"], entry["sha256"])
+            if key not in checked:
+                checked[key] = _file_fault(root, entry)
+            if fault := checked[key]:
+                wrong.append(f"{name}: {fault}")
+        if manifest["kind"] == "mixture":
+            for parent in manifest["parents"]:
+                known = manifests.get(parent["set"])
+                if known is None:
+                    wrong.append(f"{name}: its set {parent['set']} is missing")
+                elif known["sha256"] != parent["sha256"]:
+                    wrong.append(f"{name}: its set {parent['set']} is another one than was mixed")
+    return wrong
+
+
+def _file_fault(root: Path, entry: Mapping[str, Any]) -> str | None:
+    path = root / entry["path"]
+    if not path.is_file():
+        return f"{path} is missing"
+    if path.stat().st_size != entry["size"]:
+        return f"{path} has {path.stat().st_size} bytes, {entry['size']} were written"
+    if file_entry(root, entry["path"])["sha256"] != entry["sha256"]:
+        return f"{path} was altered (sha256 differs)"
+    return None

@@ -1,0 +1,1 @@
+"""File formats of rows and their compression: one module per format."""

@@ -1,1 +1,0 @@
-"""From text to packed batches: sources, documents, licences, duplicates, splits, shards, loading."""

@@ -1,0 +1,1 @@
+"""The inference engine: sequences, batches, sampling, tool calls. It knows nothing of HTTP."""

@@ -1,0 +1,1 @@
+"""From documents to training batches: token shards, mixtures, packing, resumable loading."""

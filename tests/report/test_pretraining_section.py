@@ -1,0 +1,48 @@
+"""The report's section of pretraining, for models that fill blanks and for experts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ikirere.report.collect import Run, StageRecord
+from ikirere.report.pretraining import pretrain
+from ikirere.report.section import Block
+
+
+def made(tmp_path: Path, recipe: dict[str, Any], metrics: dict[str, float], row: dict[str, float]) -> Block:
+    folder = tmp_path / "pretrain"
+    folder.mkdir()
+    log = [{"step": i, "loss": 5.0 - i, "lr": 0.1, "tokens": 100 * i, **row} for i in (1, 2)]
+    (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
+    sample = {"domain": "arc", "prompt": "input:\n12", "continuation": "21", "wanted": "22"}
+    (folder / "samples.json").write_text(json.dumps([sample]))
+    stage = StageRecord("pretrain", folder, "done")
+    stage.metrics = {
+        name: {"name": name, "value": value, "low": value, "high": value} for name, value in metrics.items()
+    }
+    return pretrain(Run(tmp_path, "x", recipe, "", {}, False, {"pretrain": stage}), stage)
+
+
+def test_blanks_are_shown_by_domain_and_milestone(tmp_path: Path) -> None:
+    recipe = {"model": {"family": "recursive"}, "pretrain": {"milestones": [{"name": "early", "step": 1}]}}
+    metrics = {
+        "perplexity/arc": 3.0, "perplexity/arc@early": 9.0, "exact/arc": 0.5, "exact/arc@early": 0.25,
+        "nats_per_token/arc": 1.1, "perplexity": 3.0, "parameters": 7.0,
+    }  # fmt: skip
+    block = made(tmp_path, recipe, metrics, {})
+    perplexity, solved, rest = block.tables
+    assert perplexity.head == ("Domain", "at the end", "early")
+    assert [row[0] for row in perplexity.rows] == ["arc"]
+    assert perplexity.rows[0][1].startswith("3") and perplexity.rows[0][2].startswith("9")
+    assert solved.rows[0][1].startswith("50") and solved.rows[0][2].startswith("25")
+    assert [row[0] for row in rest.rows] == ["parameters", "perplexity"]
+    assert "blanks" in block.note and block.texts[0]["text"].endswith("⟦21⟧")
+
+
+def test_load_of_experts(tmp_path: Path) -> None:
+    loads = {"expert_load/1/0": 0.5, "expert_load/1/1": 1.5, "expert_load/3/0": 1.0, "expert_load/3/1": 1.0}
+    block = made(tmp_path, {"model": {"family": "decoder"}}, {"bits_per_byte/code": 2.0}, loads)
+    (table,) = (t for t in block.tables if "experts" in (t.title or ""))
+    assert table.rows == [("1", "2", "1.50", "0.50"), ("3", "2", "1.00", "1.00")]
