@@ -15,7 +15,7 @@ import yaml
 
 from ikirere.corpus.build.pipeline import build
 from ikirere.corpus.publish.manifest import verify
-from ikirere.corpus.stage import DataStage, ShardStage
+from ikirere.corpus.stage import DataStage
 from ikirere.errors import UserError
 from ikirere.programme.stage import StageContext
 from ikirere.recipe.schema import Recipe
@@ -24,6 +24,7 @@ from ikirere.recipe.sections import Tokenizer as TokenizerSection
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokens.loader import LoaderPhase, PackedLoader
 from ikirere.tokens.shards import open_shards
+from ikirere.tokens.stage import ShardStage
 
 ROOT = Path(__file__).resolve().parents[2]
 WORDS = (

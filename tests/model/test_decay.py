@@ -141,7 +141,7 @@ def test_decay_rule_refuses_what_cannot_be() -> None:
 def test_a_short_convolution_may_have_a_bias(length: int) -> None:
     r = torch.Generator().manual_seed(0)
     conv = ShortConv(5, 4, bias=True)
-    conv.start(r)
+    conv.init_weights(r)
     assert conv.bias is not None and 0 < conv.bias.abs().max() <= 0.5
     x, tail = torch.randn(2, length, 5, generator=r), torch.randn(2, 3, 5, generator=r)
     joined = torch.cat((tail, x), 1).mT

@@ -134,7 +134,7 @@ def test_a_kernel_for_a_kind_of_device_takes_over(monkeypatch: pytest.MonkeyPatc
 def test_short_convolution_within_documents(size: int) -> None:
     r = torch.Generator().manual_seed(0)
     conv = ShortConv(5, size)
-    conv.start(r)
+    conv.init_weights(r)
     assert conv.weight.abs().max() <= size**-0.5
     lengths = [1, 2, 9, 1, 4]
     x = torch.randn(2, sum(lengths), 5, generator=r, requires_grad=True)
@@ -158,7 +158,7 @@ def test_short_convolution_within_documents(size: int) -> None:
 def test_short_convolution_with_a_tail_and_documents() -> None:
     r = torch.Generator().manual_seed(0)
     conv = ShortConv(5, 4)
-    conv.start(r)
+    conv.init_weights(r)
     x = torch.randn(1, 12, 5, generator=r)
     places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2]])
     whole = conv(x, None, places)
@@ -169,7 +169,7 @@ def test_short_convolution_with_a_tail_and_documents() -> None:
 def test_short_convolution_continues(cut: int) -> None:
     r = torch.Generator().manual_seed(0)
     conv = ShortConv(5, 4)
-    conv.start(r)
+    conv.init_weights(r)
     x = torch.randn(2, 9, 5, generator=r)
     tail = next_tail(x[:, :cut], torch.zeros(2, 3, 5), None)
     torch.testing.assert_close(conv(x[:, cut:], tail), conv(x)[:, cut:])

@@ -27,7 +27,7 @@ from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import mixer_forward
 from ikirere.recipe.planner.memory import cache_memory, layer_elements
-from ikirere.recipe.rehearse.changes import Draft
+from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.rehearse.shape import shrink_model
 from ikirere.recipe.schema import Model
 
@@ -213,7 +213,7 @@ def test_rehearsed_states_fit_their_shape(chosen: dict[str, Any]) -> None:
     mixers = {"mamba2": chosen, "retention": {"num_heads": 12, "head_dim": 128, "value_head_dim": 256}}
     update = {"layer_pattern": "mamba2*2 retention", "mixers": mixers}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
-    draft = Draft(recipe)
+    draft = RecipeDraft(recipe)
     shrink_model(draft, recipe, 512, 64, 0.1)
     small = draft.recipe().model
     with torch.device("meta"):

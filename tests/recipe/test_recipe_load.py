@@ -253,9 +253,15 @@ def test_dump_then_load_gives_an_equal_recipe(
     [
         ("serve.slots=4", "serve.slots: was renamed; write max_num_seqs instead"),
         ("serve.context=128", "serve.context: was renamed; write max_model_len instead"),
-        ("data.near_duplicates.rows=5", "data.near_duplicates.rows: was renamed; write rows_per_band instead"),
+        (
+            "data.near_duplicates.rows=5",
+            "data.near_duplicates.rows: was renamed; write rows_per_band instead",
+        ),
         ("model.mixers.hybrid.local_chunk=64", "hybrid.local_chunk: was renamed; write window instead"),
-        ("model.mixers.hybrid.global_stride=64", "hybrid.global_stride: was renamed; write block_size instead"),
+        (
+            "model.mixers.hybrid.global_stride=64",
+            "hybrid.global_stride: was renamed; write block_size instead",
+        ),
     ],
 )
 def test_a_renamed_key_is_answered_with_its_new_name(override: str, new: str) -> None:

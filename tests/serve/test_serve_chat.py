@@ -20,8 +20,8 @@ from serve_room import Scripted, small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.hub import save_pretrained
+from ikirere.serve.engine import cpu_threads as threads
 from ikirere.serve.engine.engine import Engine
-from ikirere.serve.engine.engine import cpu_threads as threads
 from ikirere.serve.http.api import listen, serve
 from ikirere.serve.load import find_model, load_run_model, model_name, serve_settings
 from ikirere.serve.terminal import Conversation, visible

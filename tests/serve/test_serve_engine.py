@@ -148,7 +148,7 @@ def test_impossible_requests_are_refused(bad: dict[str, object]) -> None:
     engine = Engine(small_model(), small_tokenizer())
     with pytest.raises(UserError):
         engine.submit(Request(**{"prompt": [20], "max_new_tokens": 4, **bad}))  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="context 2 to 256"):
+    with pytest.raises(UserError, match="max_model_len 2 to 256"):
         Engine(small_model(), small_tokenizer(), max_model_len=257)
 
 

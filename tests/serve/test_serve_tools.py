@@ -27,9 +27,9 @@ def ask(question: str, execute: frozenset[str] = ALL, limit: int = 500, **more: 
     return Request(prompt.ids, limit, execute_tools=execute, **more)
 
 
-def run(*requests: Request, slots: int = 4) -> list[Completion]:
+def run(*requests: Request, max_num_seqs: int = 4) -> list[Completion]:
     tokenizer = small_tokenizer()
-    return Engine(Scripted(tokenizer), tokenizer, max_num_seqs=slots).generate(requests)
+    return Engine(Scripted(tokenizer), tokenizer, max_num_seqs=max_num_seqs).generate(requests)
 
 
 def test_a_round_trip() -> None:

@@ -77,7 +77,7 @@ class KimiDeltaAttention(Mixer):
     """
 
     settings = tuple(recipe.Kda.model_fields)
-    exact = ("A_log", "dt_bias")
+    keep_fp32 = ("A_log", "dt_bias")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)

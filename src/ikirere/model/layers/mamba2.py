@@ -40,8 +40,8 @@ class Mamba2(Mixer):
     """
 
     settings = tuple(recipe.Mamba2.model_fields)
-    residual = ("out_proj",)
-    exact = ("A_log", "dt_bias", "D")
+    residual_projections = ("out_proj",)
+    keep_fp32 = ("A_log", "dt_bias", "D")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)

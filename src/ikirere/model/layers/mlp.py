@@ -23,7 +23,7 @@ class PositionMlp(Mixer):
     """
 
     settings = tuple(recipe.Mlp.model_fields)
-    residual = ("down_proj",)
+    residual_projections = ("down_proj",)
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
