@@ -1,0 +1,1 @@
+"""What every package needs once: files written whole, JSON and hashes, intervals, the local mirror."""
