@@ -22,9 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ikirere.common.intervals import wilson
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
-from ikirere.programme.metrics import wilson
 from ikirere.recipe.sections import Optimizer, Schedule, Training
 from ikirere.tokens.batch import Batch
 from ikirere.train.callbacks import Callbacks, Source, TrainSummary

@@ -21,10 +21,11 @@ from serve_room import small_model, small_tokenizer
 import ikirere.serve.engine.engine
 import ikirere.serve.http.api
 import ikirere.serve.http.page
+from ikirere.common.files import read_rows
 from ikirere.errors import UserError
 from ikirere.eval.stage import EvaluateStage
 from ikirere.model.hub import save_pretrained
-from ikirere.programme.metrics import measure, read_rows
+from ikirere.programme.metrics import measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.load import load_recipe
 from ikirere.tokens.shards import write_shards

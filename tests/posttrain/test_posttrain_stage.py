@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from ikirere.common.files import read_rows
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -22,7 +23,7 @@ from ikirere.posttrain import measures, onpolicy
 from ikirere.posttrain import stage as stages
 from ikirere.posttrain.generate import KINDS
 from ikirere.posttrain.stage import DpoStage, SftStage
-from ikirere.programme.metrics import measure, read_rows
+from ikirere.programme.metrics import measure
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.schema import Recipe

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikirere.common.intervals import wilson
 from ikirere.errors import UserError
 from ikirere.programme.gates import OPERATORS, judge, judge_all, verdict
 from ikirere.programme.ledger import Ledger, broken_at, last, read_events
-from ikirere.programme.metrics import Metric, wilson
+from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate
 
 QUICK = settings(max_examples=60, deadline=None)

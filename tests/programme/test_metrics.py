@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ikirere.programme.metrics import BOOTSTRAP, measure
+from ikirere.common.intervals import RESAMPLES
+from ikirere.programme.metrics import measure
 
 
 def written(folder: Path, rows: list[dict[str, float]]) -> Path:
@@ -25,7 +26,7 @@ def test_a_ratio_is_of_sums_and_its_band_of_rows_drawn_again(tmp_path: Path) -> 
     assert found.value == pytest.approx(a.sum() / b.sum())
     again = np.random.default_rng(0)
     ratios = []
-    for _ in range(BOOTSTRAP):
+    for _ in range(RESAMPLES):
         pick = again.integers(0, 40, 40)
         ratios.append(a[pick].sum() / b[pick].sum())
     assert (found.low, found.high) == pytest.approx(tuple(np.quantile(ratios, [0.025, 0.975])))

@@ -140,12 +140,12 @@ def test_the_stage_depends_on_its_section_and_on_an_adopted_file(context: StageC
     stage = TokenizerStage()
     assert stage.config(context.recipe)["tokenizer"]["vocab_size"] == 600
     assert json.dumps(stage.config(context.recipe))
-    assert stage.external(context.recipe, context.recipe_folder) == ""
+    assert stage.external(context.recipe, context.recipe_folder) == {}
     small = train_tokenizer(
         TEXTS[:5], Config(kind="bpe", vocab_size=600), context.recipe_folder / "mine", seed=0
     )
     section = Config(kind="pretrained", vocab_size=600, pretrained="mine")
     context.recipe = context.recipe.model_copy(update={"tokenizer": section})
-    assert len(stage.external(context.recipe, context.recipe_folder)) == 64
+    assert len(stage.external(context.recipe, context.recipe_folder)["tokenizer.pretrained"]) == 64
     stage.run(context)
     assert Tokenizer.load(context.folder).encode(TEXTS[3]) == small.encode(TEXTS[3])

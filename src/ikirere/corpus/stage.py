@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 from ikirere.corpus.build.pipeline import build
 from ikirere.corpus.build.split_documents import SEAL, SPLITS, documents_file
 from ikirere.corpus.readers import fingerprint, size
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.stage import Stage, StageContext, StageResult
+from ikirere.recipe.data import PythonEnvironment
 from ikirere.recipe.schema import Recipe
 
 RAW = (
@@ -24,7 +25,7 @@ RAW = (
 FILES = (*(documents_file(s) for s in SPLITS), "ledger", "manifests", SEAL, "counts.json", *RAW)
 
 
-class DataStage:
+class DataStage(Stage):
     """Artifacts: documents-train.parquet, documents-heldout.parquet, ledger/, manifests/, seal.json, counts.json and
     raw rows. Metrics: documents/<domain>, bytes/<domain>, heldout_share/<domain>, dropped/<reason>,
     kept_share/<step>; where their steps ran near_duplicate_pairs_left, contaminated_documents (in training),
@@ -38,8 +39,19 @@ class DataStage:
         data = recipe.data.model_dump(mode="json", exclude={"engine", "workers"})
         return {"data": data, "seed": recipe.seed, "mixtures": mixtures(recipe)}
 
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return " ".join(fingerprint(source, recipe_folder) for source in recipe.data.sources)
+    def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
+        return {
+            f"data.sources.{i}": fingerprint(source, recipe_folder)
+            for i, source in enumerate(recipe.data.sources)
+            if not isinstance(source, PythonEnvironment)
+        }
+
+    def surroundings(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
+        return {
+            f"data.sources.{i}": fingerprint(source, recipe_folder)
+            for i, source in enumerate(recipe.data.sources)
+            if isinstance(source, PythonEnvironment)
+        }
 
     def run(self, context: StageContext) -> StageResult:
         data = context.recipe.data

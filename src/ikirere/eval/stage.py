@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ikirere.common.files import read_rows, write_json
 from ikirere.errors import UserError
 from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
@@ -17,9 +18,8 @@ from ikirere.posttrain.generate import conversations
 from ikirere.posttrain.stage_rows import read_documents
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte
-from ikirere.programme.files import write_json
-from ikirere.programme.metrics import Metric, read_rows
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.metrics import Metric
+from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.serve.engine.cpu_threads import fit_threads
 from ikirere.tokenizer.base import Tokenizer
@@ -33,7 +33,7 @@ DOCUMENTS = "documents-heldout.parquet"
 BATCH = 8  # sequences per pass for bits per byte
 
 
-class EvaluateStage:
+class EvaluateStage(Stage):
     """Judges the aligned model (dpo, else sft); without one the base model, which is asked no questions.
 
     Artifacts: answers/<kind>.jsonl and answers/calculator-without-tool.jsonl (question, produced messages, scores,
@@ -59,9 +59,6 @@ class EvaluateStage:
             "sequence_length": _window(recipe),
             "device": recipe.hardware.device,
         }
-
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return ""
 
     def run(self, context: StageContext) -> StageResult:
         if context.recipe.evaluate.benchmarks:

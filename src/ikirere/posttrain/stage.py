@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from ikirere.common.files import read_rows
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_pretrained, save_pretrained
@@ -19,8 +20,8 @@ from ikirere.posttrain.pairs import PairRow, encode_pairs, made_pairs, read_pair
 from ikirere.posttrain.rows import encode_all, read_conversations
 from ikirere.posttrain.sft import SftSource
 from ikirere.posttrain.stage_rows import files_fingerprint, fingerprint, mixed, read_documents, shares
-from ikirere.programme.metrics import Metric, read_rows
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.metrics import Metric
+from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft, Training
 from ikirere.serve.engine.engine import Engine
@@ -123,7 +124,7 @@ def _play(
         return measures.play(engine, tokenizer, rows, lambda index, completion: bar.advance(1))
 
 
-class SftStage:
+class SftStage(Stage):
     """Fine-tunes the pretrained model on conversations.
 
     Artifacts: model/, rows-train.jsonl, rows-heldout.jsonl, log.jsonl, losses.jsonl (one row per held-out
@@ -138,9 +139,12 @@ class SftStage:
         assert recipe.sft is not None
         return {**recipe.sft.model_dump(mode="json"), "device": recipe.hardware.device}
 
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
+    def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
         files = recipe.sft.rows_files if recipe.sft else ()
-        return f"{_python()} {files_fingerprint(files, recipe_folder)}"
+        return {"sft.rows_files": files_fingerprint(files, recipe_folder)} if files else {}
+
+    def surroundings(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
+        return {"sft.mixture": _python()}
 
     def run(self, context: StageContext) -> StageResult:
         config = context.recipe.sft
@@ -193,7 +197,7 @@ class SftStage:
         return rows, heldout
 
 
-class DpoStage:
+class DpoStage(Stage):
     """Prefers right, short and well-tooled answers, against the frozen SFT model.
 
     Artifacts: model/, pairs.jsonl, pairs-heldout.jsonl, log.jsonl, preferences.jsonl (one row per held-out pair),
@@ -210,8 +214,9 @@ class DpoStage:
         assert recipe.dpo is not None
         return {**recipe.dpo.model_dump(mode="json"), "device": recipe.hardware.device}
 
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return files_fingerprint(recipe.dpo.pairs_files if recipe.dpo else (), recipe_folder)
+    def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
+        files = recipe.dpo.pairs_files if recipe.dpo else ()
+        return {"dpo.pairs_files": files_fingerprint(files, recipe_folder)} if files else {}
 
     def run(self, context: StageContext) -> StageResult:
         config = context.recipe.dpo

@@ -7,11 +7,11 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 
+from ikirere.common.files import write_json
 from ikirere.errors import UserError
 from ikirere.model.build import build_model, on_meta
 from ikirere.model.config import ModelConfig
@@ -20,9 +20,8 @@ from ikirere.model.hub import notice, save_pretrained
 from ikirere.model.recursive import RecursiveModel
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte, chosen_documents, compressed_bits, continuation
-from ikirere.programme.files import write_json
 from ikirere.programme.metrics import Metric
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Pretrain
 from ikirere.tokenizer.base import Tokenizer
@@ -38,7 +37,7 @@ EVALUATION_ROWS = 8  # sequences per pass when measuring
 SAMPLE_PROMPT, SAMPLE_TOKENS, SAMPLES_PER_DOMAIN = 64, 64, 2
 
 
-class PretrainStage:
+class PretrainStage(Stage):
     """Artifacts: model/ (Hugging Face folder with the tokenizer), log.jsonl, heldout.jsonl, samples.json, and rows
     like heldout.jsonl's of each milestone (milestones/<name>.jsonl) and evaluation on the way
     (evaluations/step-<n>.jsonl).
@@ -61,9 +60,6 @@ class PretrainStage:
             "pretrain": recipe.pretrain.model_dump(mode="json"),
             "device": recipe.hardware.device,
         }
-
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return ""
 
     def run(self, context: StageContext) -> StageResult:
         recipe = context.recipe

@@ -24,8 +24,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from ikirere.common.files import free_bytes
 from ikirere.errors import UserError
-from ikirere.programme.files import free_bytes
 from ikirere.programme.ledger import now
 
 FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from ikirere.common.intervals import inside_noise
 from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate
 
@@ -59,7 +60,7 @@ def verdict(value: float, low: float | None, high: float | None, op: str, target
     """The verdict on a measured value."""
     if math.isnan(value):
         return "MISS"
-    if low is not None and high is not None and low < high and low <= target <= high:
+    if inside_noise(target, low, high):
         return "INSIDE NOISE"
     return "PASS" if OPERATORS[op](value, target) else "MISS"
 

@@ -15,19 +15,18 @@ the metric follows from them. `ikirere verify` reads the same description and co
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
 
+from ikirere.common.files import read_rows
+from ikirere.common.intervals import bootstrap, wilson
 from ikirere.errors import UserError
 
 Kind = Literal["scalar", "mean", "proportion", "ratio", "difference", "exp-ratio"]
-BOOTSTRAP = 2000
 
 
 @dataclass(frozen=True)
@@ -48,50 +47,6 @@ class Metric:
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL file. Raises UserError naming file and line."""
-    rows = []
-    try:
-        with path.open(encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                try:
-                    rows.append(json.loads(line))
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    return rows
-
-
-def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson score interval of a proportion."""
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p = successes / n
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # The interval holds p itself; at 0 and 1 rounding would put an end just beside it.
-    return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
-
-
-def _bootstrap(
-    a: np.ndarray, b: np.ndarray | None, confidence: float, exp: bool
-) -> tuple[float, float] | tuple[None, None]:
-    """Percentiles over resampled rows. A draw of rows whose denominators add up to 0 says nothing and is left out; no
-    band where none is left."""
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(BOOTSTRAP):
-        pick = rng.integers(0, len(a), len(a))
-        below = len(pick) if b is None else b[pick].sum()
-        if below:
-            found.append(a[pick].sum() / below)
-    if not found:
-        return None, None
-    values = np.exp(found) if exp else np.array(found)
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
 
 
 def measure(
@@ -126,7 +81,7 @@ def measure(
         a = a - b if b is not None else a
         value = float(a.mean())
         if len(a) > 1:
-            low, high = _bootstrap(a, None, confidence, False)
+            low, high = bootstrap(a, None, confidence, False)
     else:
         if b is None:
             raise UserError(f"metric {name}: kind {kind} needs `over`")
@@ -134,5 +89,5 @@ def measure(
         value = float(a.sum() / b.sum())
         value = math.exp(value) if exp else value
         if len(a) > 1:
-            low, high = _bootstrap(a, b, confidence, exp)
+            low, high = bootstrap(a, b, confidence, exp)
     return Metric(name, value, low, high, len(a), kind, raw, field, over, where, confidence)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ikirere.common import files
 from ikirere.errors import UserError
-from ikirere.programme import files
+from ikirere.programme import artifacts
 from ikirere.programme.gates import GateResult
 from ikirere.programme.ledger import Event, last
 from ikirere.programme.metrics import Metric
@@ -48,7 +49,7 @@ def build(
     return {
         **vars(finding),
         "metrics": [metric.to_json() for metric in result.metrics],
-        "artifacts": files.describe(folder, [*result.artifacts, *raws]),
+        "artifacts": artifacts.describe(folder, [*result.artifacts, *raws]),
         "gates": [gate.to_json() for gate in gates],
     }
 
@@ -72,7 +73,7 @@ def metrics_of(content: dict[str, Any]) -> list[Metric]:
 
 
 def digest(folder: Path) -> str:
-    return files.sha256_of(folder / NAME)[0]
+    return files.file_sha256(folder / NAME)
 
 
 def finished(events: list[Event], stage: str) -> Event | None:

@@ -17,8 +17,9 @@ from typing import Any
 
 import yaml
 
+from ikirere.common import files
 from ikirere.errors import UserError
-from ikirere.programme import environment, files, gates, result
+from ikirere.programme import artifacts, environment, gates, result
 from ikirere.programme.code_fingerprint import code_hash
 from ikirere.programme.failures import Failure, disk_full, first_line, unexpected
 from ikirere.programme.ledger import NAME as LEDGER
@@ -98,7 +99,7 @@ class Run:
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
         if result.finished(self.ledger.events, name) is not None or not self._partial(name, key):
-            files.empty(folder)
+            artifacts.empty(folder)
             files.write_text(folder / "key", key + "\n")
         (folder / result.NAME).unlink(missing_ok=True)
         return folder

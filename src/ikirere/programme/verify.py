@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ikirere.common import files
 from ikirere.errors import UserError
-from ikirere.programme import files, result
+from ikirere.programme import result
 from ikirere.programme.gates import judge
 from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Event, broken_at, last, read_events
@@ -48,7 +49,7 @@ def _same(a: float | None, b: float | None) -> bool:
 def _check_file(path: Path, sha256: str, found: Verification) -> None:
     found.artifacts += 1
     try:
-        actual, _ = files.sha256_of(path)
+        actual = files.file_sha256(path)
     except OSError as error:
         found.problems.append(f"{path}: cannot be read ({error.strerror})")
         return

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.report.collect import read_run
 from ikirere.report.html import write_report
 from ikirere.report.notebook import write_notebook
 
 
-class ReportStage:
+class ReportStage(Stage):
     """Writes report.html and report.ipynb from the other stages' results."""
 
     name: ClassVar[str] = "report"
@@ -22,9 +21,6 @@ class ReportStage:
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
         return {"recipe": recipe.model_dump(mode="json")}
-
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return ""
 
     def run(self, context: StageContext) -> StageResult:
         run = read_run(context.run_folder, skip=(self.name,))

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ikirere.common.files import file_sha256, read_rows
 from ikirere.errors import UserError
-from ikirere.programme.metrics import Metric, read_rows
-from ikirere.programme.stage import Progress, StageContext, StageResult
+from ikirere.programme.metrics import Metric
+from ikirere.programme.stage import Progress, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import FILE, Tokenizer
 from ikirere.tokenizer.corpus import choose, read_documents
@@ -24,7 +24,7 @@ TOTALS = "totals.jsonl"
 TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
 
 
-class TokenizerStage:
+class TokenizerStage(Stage):
     """Trains or adopts the recipe's tokenizer and measures it on every held-out document."""
 
     name: ClassVar[str] = "tokenizer"
@@ -33,14 +33,14 @@ class TokenizerStage:
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
         return {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "seed": recipe.seed}
 
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
+    def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
         """Hash of an adopted tokenizer.json on this machine; a hub name is part of `config`."""
         name = recipe.tokenizer.pretrained
         for path in (Path(name).expanduser(), recipe_folder / name) if name else ():
             for file in (path, path / FILE):
                 if file.is_file():
-                    return hashlib.sha256(file.read_bytes()).hexdigest()
-        return ""
+                    return {"tokenizer.pretrained": file_sha256(file)}
+        return {}
 
     def run(self, context: StageContext) -> StageResult:
         if "data" not in context.inputs:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
+from ikirere.common.files import read_rows
 from ikirere.corpus.build.ingest import read_json
 from ikirere.corpus.build.split_documents import SEAL, SPLITS, documents_file
-from ikirere.programme.metrics import read_rows
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokens.shards import write_shards
 
 
-class ShardStage:
+class ShardStage(Stage):
     """Artifacts: the folder shards/ and the raw rows shards.jsonl. Metrics: tokens/<domain>/<split>,
     bytes_per_token/<domain>/<split>."""
 
@@ -24,9 +23,6 @@ class ShardStage:
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
         return {}
-
-    def external(self, recipe: Recipe, recipe_folder: Path) -> str:
-        return ""
 
     def run(self, context: StageContext) -> StageResult:
         data = context.inputs["data"]
