@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from ikirere.recipe.data import Data, Hub, Local, PythonEnvironment, Source
-from ikirere.recipe.section import Fraction, Positive, Section, Weights
+from ikirere.recipe.section import WATCHING, Fraction, Positive, Section, Weights
 
 __all__ = [
     "Data", "Dpo", "Evaluate", "Fraction", "Gate", "Hardware", "Hub", "Local", "Milestone", "Optimizer", "Phase",
@@ -118,15 +118,21 @@ class Training(Section):
     optimizer: Optimizer
     schedule: Schedule = Schedule()
     micro_batch_size: Positive | None = Field(
-        default=None, description="sequences per forward pass and device; default: all"
+        default=None,
+        description="sequences per forward pass and device; default: all",
+        json_schema_extra=WATCHING,
     )
     precision: Literal["auto", "fp32", "bf16", "fp16", "fp8"] = "auto"
-    compile: Literal["auto", "on", "off"] = "auto"
-    activation_checkpointing: bool = False
-    parallel: Literal["none", "ddp", "fsdp"] = "none"
-    checkpoint_every: Positive = 500
-    keep_checkpoints: Positive = 2
-    log_every: Positive = 10
+    compile: Literal["auto", "on", "off"] = Field(default="auto", json_schema_extra=WATCHING)
+    activation_checkpointing: bool = Field(default=False, json_schema_extra=WATCHING)
+    parallel: Literal["none", "ddp", "fsdp"] = Field(default="none", json_schema_extra=WATCHING)
+    checkpoint_every: Positive = Field(default=500, json_schema_extra=WATCHING)
+    keep_checkpoints: Positive = Field(
+        default=2,
+        description="newest checkpoints kept, besides those of milestones",
+        json_schema_extra=WATCHING,
+    )
+    log_every: Positive = Field(default=10, json_schema_extra=WATCHING)
 
 
 class Pretrain(Training):
@@ -136,11 +142,17 @@ class Pretrain(Training):
         description="how documents fill rows: end to end, or whole where they fit (Ding et al. 2024)",
     )
     z_loss: Annotated[float, Field(ge=0)] = Field(default=0.0, description="weight of logsumexp(logits)^2")
-    evaluate_every: Positive | None = None
+    evaluate_every: Positive | None = Field(default=None, json_schema_extra=WATCHING)
     evaluate_bytes: Positive = Field(
-        default=400_000, description="held-out bytes per domain for bits per byte"
+        default=400_000,
+        description="held-out bytes per domain for bits per byte",
+        json_schema_extra=WATCHING,
     )
-    milestones: tuple[Milestone, ...] = ()
+    milestones: tuple[Milestone, ...] = Field(
+        default=(),
+        description="evaluations on the way; their checkpoints are kept",
+        json_schema_extra=WATCHING,
+    )
 
     @property
     def steps(self) -> int:
@@ -217,13 +229,37 @@ class Tracker(Section):
 
 
 class Gate(Section):
-    """One line of the ship gates."""
+    """One line of the ship gates. A gate passes or it does not: what was not measured has not passed."""
 
     name: str
-    metric: str = Field(description="a metric of the stage's result")
+    metric: str = Field(description="a metric that the stage makes")
     op: Literal[">=", "<=", ">", "<", "=="]
     target: float
-    on_miss: Literal["stop", "warn", "record"] = "warn"
+    on_miss: Literal["stop", "warn", "record"] = Field(
+        default="warn",
+        description="stop: the run ends, DO NOT SHIP; warn: listed beside the verdict; record: in the table only",
+    )
+    inside_noise: Literal["pass", "miss"] | None = Field(
+        default=None,
+        description="what a target inside the noise band counts as; default: miss where on_miss is stop, else pass",
+    )
+    stop_beyond: float | None = Field(
+        default=None,
+        description="of a milestone: go at the target, investigate up to this value, stop beyond it",
+    )
+
+    @model_validator(mode="after")
+    def _band(self) -> Gate:
+        if self.stop_beyond is None:
+            return self
+        if self.op == "==" or (
+            self.stop_beyond < self.target if "<" in self.op else self.stop_beyond > self.target
+        ):
+            raise ValueError(
+                f"stop_beyond {self.stop_beyond:g} must lie on the side of the target {self.target:g} that misses "
+                f"`{self.op}`"
+            )
+        return self
 
 
 class Hardware(Section):
