@@ -148,7 +148,10 @@ def test_several_mistakes_are_several_lines_with_their_places(tmp_path: Path) ->
         ("", "this file holds nothing"),
         ("a: &x [*x]", "contains itself"),
         ("a: !!python/name:os.system x", "write plain YAML values"),
-        ("\x01", "not YAML"),
+        ("a: 1\nb: !!set {x}", ":2: a list or mapping with the tag"),
+        ("a: !!int x", ":1: 'x' with the tag"),
+        ("\x01", ":1: not YAML"),
+        ("a: 1\nb: \x01", ":2: not YAML"),
         ("? [1]\n: 2", "a key must be a word"),
         ("a: 1\n---\nb: 2", "not YAML"),
         ("extends: 3", "give the path of another recipe"),
@@ -190,7 +193,7 @@ def test_mistakes_below_extends_name_the_file_that_made_them(tmp_path: Path) -> 
 
 
 def test_yaml_means_what_a_recipe_means() -> None:
-    text = "a: on\nb: 1e-4\nc: 1_000\nd: yes\ne: ~\nf: '1'\ng: 0.5\nh: 2026-01-01\ni: TRUE\n"
+    text = "a: on\nb: 1e-4\nc: 1_000\nd: yes\ne: ~\nf: '1'\ng: 0.5\nh: 2026-01-01\ni: TRUE\nj: =\n<<: x\n"
     assert parse(text, "x").value == {
         "a": "on",
         "b": 1e-4,
@@ -201,6 +204,8 @@ def test_yaml_means_what_a_recipe_means() -> None:
         "g": 0.5,
         "h": "2026-01-01",
         "i": True,
+        "j": "=",
+        "<<": "x",
     }
 
 

@@ -1,64 +1,55 @@
-"""YAML in and out, by the core schema of YAML 1.2.
+"""YAML 1.2 in and out, by ruamel.yaml: plain values, and the line of each key.
 
-PyYAML speaks YAML 1.1, in which `on` is true and `1e-4` is a string. A recipe says `compile: on` and
-`z_loss: 1e-4` and means the word and the number, so both directions use the table of scalars below.
+In YAML 1.2 `on` is a word and `1e-4` a number, which is what a recipe means by `compile: on` and `z_loss: 1e-4`.
+Dates are text, and a tag that names any other type is refused.
 """
 
 from __future__ import annotations
 
+import io
 import re
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
+from ruamel.yaml.reader import ReaderError
+from ruamel.yaml.representer import SafeRepresenter
 
 from ikirere.errors import UserError
 
 KeyPath = tuple[str | int, ...]
 
-_SCALARS: tuple[tuple[str, str, str], ...] = (
-    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
-    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
-        "-+.0123456789",
-    ),
-    ("null", r"~|null|Null|NULL|", "~nN\0"),
-)
+_CONVERTED = ("null", "bool", "int", "float")
+_TEXT = ("str", "timestamp", "value", "merge")  # the last three: plain words that other YAML reads as more
 
 
-class _Loader(yaml.SafeLoader):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own name and form)
+_BREAKS = re.compile(
+    "[\x85\u2028\u2029]"
+)  # the scanner takes them for line ends where text stands without quotes
 
 
-class _Dumper(yaml.SafeDumper):
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
-
+class _Representer(SafeRepresenter):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)
+    def represent_str(self, data: str) -> ScalarNode:
+        style = '"' if _BREAKS.search(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
 
 
-_BREAKS = re.compile("[\x85\u2028\u2029]")  # line ends to YAML 1.1, which plain text would lose
+_Representer.add_representer(str, _Representer.represent_str)
 
 
-def _text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
-    style = '"' if _BREAKS.search(text) else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_Dumper.add_representer(str, _text)
-
-for _tag, _pattern, _first in _SCALARS:
-    for _cls in (_Loader, _Dumper):
-        _cls.add_implicit_resolver(
-            f"tag:yaml.org,2002:{_tag}",
-            re.compile(f"^(?:{_pattern})$"),
-            [c if c != "\0" else "" for c in _first],
-        )
+def _yaml() -> YAML:
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    yaml.width = 110
+    yaml.default_flow_style = False  # type: ignore[assignment]
+    yaml.sort_base_mapping_type_on_output = False
+    yaml.indent(mapping=2, sequence=4, offset=2)
+    return yaml
 
 
 @dataclass(frozen=True)
@@ -71,74 +62,75 @@ class Parsed:
 
 def parse(text: str, where: str) -> Parsed:
     """Parse one YAML document. Raises UserError with the line: not YAML, a key given twice, a tag."""
-    loader = None
     try:
-        loader = _Loader(text)  # refuses control characters at once
-        node = loader.get_single_node()
-    except yaml.YAMLError as error:
-        raise UserError(_not_yaml(error, where)) from None
-    finally:
-        if loader is not None:
-            loader.dispose()
+        node = _yaml().compose(text)
+    except YAMLError as error:
+        raise UserError(_not_yaml(error, text, where)) from None
     if node is None:
         return Parsed(None, {})
-    lines: dict[KeyPath, int] = {}
-    return Parsed(_plain(node, (), lines, where, frozenset()), lines)
+    reader = _Reader(where)
+    return Parsed(reader.plain(node, (), ()), reader.lines)
 
 
-def _not_yaml(error: yaml.YAMLError, where: str) -> str:
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    line = f":{mark.line + 1}" if mark else ""
-    problem = getattr(error, "problem", None) or getattr(error, "reason", None) or str(error)
-    return f"{where}{line}: not YAML: {' '.join(str(problem).split())}"
+def _not_yaml(error: YAMLError, text: str, where: str) -> str:
+    if isinstance(error, ReaderError):  # its position counts characters
+        at, problem = f":{text.count(chr(10), 0, error.position) + 1}", error.reason
+    else:
+        mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+        at, problem = f":{mark.line + 1}" if mark else "", getattr(error, "problem", None) or error
+    return f"{where}{at}: not YAML: {' '.join(str(problem).split())}"
 
 
-def _plain(
-    node: yaml.Node, path: KeyPath, lines: dict[KeyPath, int], where: str, above: frozenset[int]
-) -> Any:
-    line = node.start_mark.line + 1
-    lines.setdefault(path, line)
-    if id(node) in above:
-        raise UserError(f"{where}:{line}: an alias that contains itself; write the value out")
-    above = above | {id(node)}
-    if isinstance(node, yaml.MappingNode):
-        result: dict[str, Any] = {}
-        for key_node, value_node in node.value:
-            key_line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise UserError(f"{where}:{key_line}: a key must be a word, not a list or mapping")
-            key = key_node.value
-            if key in result:
-                raise UserError(
-                    f"{where}:{key_line}: {dotted((*path, key))} is given twice "
-                    f"(first on line {lines[(*path, key)]}); keep one"
-                )
-            lines[(*path, key)] = key_line
-            result[key] = _plain(value_node, (*path, key), lines, where, above)
-        return result
-    if isinstance(node, yaml.SequenceNode):
-        return [_plain(item, (*path, i), lines, where, above) for i, item in enumerate(node.value)]
-    return _scalar(node, where, line)
+class _Reader:
+    """From nodes to plain values; `lines` fills on the way."""
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.lines: dict[KeyPath, int] = {}
+        self._constructor = _yaml().constructor
+
+    def plain(self, node: Node, path: KeyPath, above: tuple[Node, ...]) -> Any:
+        line = node.start_mark.line + 1
+        self.lines.setdefault(path, line)
+        if node in above:
+            raise UserError(f"{self.where}:{line}: an alias that contains itself; write the value out")
+        above = (*above, node)
+        kind = str(node.tag).rpartition(":")[2]
+        if isinstance(node, MappingNode) and kind == "map":
+            result: dict[str, Any] = {}
+            for key_node, value_node in node.value:
+                key = self._key(key_node, path, result)
+                result[key] = self.plain(value_node, (*path, key), above)
+            return result
+        if isinstance(node, SequenceNode) and kind == "seq":
+            return [self.plain(item, (*path, i), above) for i, item in enumerate(node.value)]
+        if isinstance(node, ScalarNode):
+            if kind in _TEXT:
+                return node.value
+            try:
+                if kind in _CONVERTED:
+                    return self._constructor.construct_object(node)
+            except (ValueError, KeyError):
+                pass  # a tag on a word that is no such value
+        raise UserError(
+            f"{self.where}:{line}: {_shown(node)} with the tag {node.tag} is not accepted; write plain YAML values"
+        )
+
+    def _key(self, node: Node, path: KeyPath, taken: dict[str, Any]) -> str:
+        line = node.start_mark.line + 1
+        if not isinstance(node, ScalarNode):
+            raise UserError(f"{self.where}:{line}: a key must be a word, not a list or mapping")
+        here = (*path, node.value)
+        if node.value in taken:
+            raise UserError(
+                f"{self.where}:{line}: {dotted(here)} is given twice (first on line {self.lines[here]}); keep one"
+            )
+        self.lines[here] = line
+        return str(node.value)
 
 
-def _scalar(node: yaml.Node, where: str, line: int) -> Any:
-    kind, text = node.tag.rpartition(":")[2], node.value
-    if kind == "str":
-        return text
-    if kind == "null":
-        return None
-    if kind == "bool":
-        return text.lower() == "true"
-    try:
-        if kind == "int":
-            return int(text.replace("_", ""))
-        if kind == "float":
-            return float(text.replace("_", "").lower().replace(".inf", "inf").replace(".nan", "nan"))
-    except ValueError:
-        pass
-    raise UserError(
-        f"{where}:{line}: {text!r} with the tag {node.tag} is not accepted; write plain YAML values"
-    )
+def _shown(node: Node) -> str:
+    return repr(node.value) if isinstance(node, ScalarNode) else "a list or mapping"
 
 
 def dotted(path: KeyPath) -> str:
@@ -148,4 +140,6 @@ def dotted(path: KeyPath) -> str:
 
 def dump_yaml(value: Any) -> str:
     """YAML text of plain values, keys in their order; `parse` gives the same values back."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+    text = io.StringIO()
+    _yaml().dump(value, text)
+    return text.getvalue()
