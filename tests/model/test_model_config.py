@@ -69,6 +69,12 @@ def test_impossible_shapes_are_named(change: dict, words: str) -> None:
         ModelConfig.from_dict({**SIZES, **change})
 
 
+def test_a_folder_with_old_keys_still_opens() -> None:
+    old = {"local_chunk": 32, "top_k": 2, "global_tokens": "learned_summaries", "streaming_links": "ring"}
+    opened = ModelConfig.from_dict({**SIZES, "layer_pattern": "hybrid", "mixers": {"hybrid": old}})
+    assert opened.mixers == {"hybrid": {"window": 32, "top_k": 2}}
+
+
 def test_missing_keys_are_named() -> None:
     with pytest.raises(UserError, match="missing key intermediate_size, vocab_size"):
         ModelConfig.from_dict(

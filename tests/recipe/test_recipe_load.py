@@ -267,9 +267,26 @@ def test_dump_then_load_gives_an_equal_recipe(
             "model.mixers.hybrid.global_stride=64",
             "hybrid.global_stride: was renamed; write block_size instead",
         ),
+        (
+            "model.mixers.hybrid.global_tokens=learned_summaries",
+            "hybrid.global_tokens: was removed; leave it out: each block always has a learned summary",
+        ),
+        (
+            "model.mixers.hybrid.streaming_links=ring",
+            "hybrid.streaming_links: was removed; leave it out: context parallelism always passes blocks around a ring",
+        ),
     ],
 )
-def test_a_renamed_key_is_answered_with_its_new_name(override: str, new: str) -> None:
+def test_an_old_key_is_answered_with_what_holds_today(override: str, new: str) -> None:
     with pytest.raises(UserError) as error:
         load_recipe(SMALL, [override])
     assert new in str(error.value)
+
+
+def test_sharing_a_sequence_among_devices_is_no_part_of_the_result() -> None:
+    plain, shared = (
+        load_recipe(SMALL, [f"pretrain.phases.0.context_parallel={n}", "pretrain.phases.0.steps=400"])
+        for n in (1, 2)
+    )
+    assert plain.pretrain != shared.pretrain
+    assert plain.pretrain.result_settings() == shared.pretrain.result_settings()

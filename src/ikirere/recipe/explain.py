@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic_core import ErrorDetails
 
-from ikirere.recipe.renamed import new_name
+from ikirere.recipe.renamed import old_key
 from ikirere.recipe.yamlio import KeyPath
 
 Schema = Mapping[str, Any]
@@ -50,8 +50,8 @@ class Explainer:
 
     def _unknown(self, loc: tuple[int | str, ...]) -> str:
         path, schema = self._walk(loc[:-1])
-        if (new := new_name((*path, loc[-1]))) is not None:
-            return f"was renamed; write {new} instead"
+        if (answer := old_key((*path, loc[-1]))) is not None:
+            return answer
         keys = list(self._flat(schema).get("properties", {}))
         keys += self._more_root_keys if len(loc) == 1 else ()
         return f"unknown key{_closest(str(loc[-1]), keys)}; accepted keys: {', '.join(keys)}"

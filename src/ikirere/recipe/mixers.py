@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, ValidationError, field_validator
 
 from ikirere.errors import UserError
-from ikirere.recipe.renamed import new_name
+from ikirere.recipe.renamed import old_key
 from ikirere.recipe.sections import Fraction, Positive, Section
 
 
@@ -48,7 +48,6 @@ class Hybrid(Section):
 
     window: Positive = Field(default=8192, description="tokens of the local window")
     block_size: Positive = Field(default=1024, description="tokens per block and summary")
-    global_tokens: Literal["learned_summaries"] = "learned_summaries"
     top_k: Positive = Field(default=8, description="blocks attended exactly")
     selection_weight: float = Field(
         default=0.0,
@@ -56,7 +55,6 @@ class Hybrid(Section):
         description="weight of the loss that teaches summaries which blocks exact attention would read",
     )
     rope: bool = Field(default=True, description="false: no positions (NoPE), as beside window layers")
-    streaming_links: Literal["ring"] = Field(default="ring", description="order of context parallelism")
     rope_scaling: Literal["none", "yarn", "ntk"] = "yarn"
     original_max_position_embeddings: Positive | None = Field(
         default=None, description="context before rope_scaling"
@@ -277,7 +275,7 @@ def settings(name: str, values: dict[str, Any]) -> Section:
     except ValidationError as error:
         detail = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in detail["loc"])
-        if (new := new_name((name, key))) is not None:
-            raise ValueError(f"mixers.{name}.{key}: was renamed; write {new} instead") from None
+        if (answer := old_key((name, key))) is not None:
+            raise ValueError(f"mixers.{name}.{key}: {answer}") from None
         accepted = ", ".join(SETTINGS[name].model_fields)
         raise ValueError(f"mixers.{name}.{key}: {detail['msg']}; accepted keys: {accepted}") from None

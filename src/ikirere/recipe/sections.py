@@ -102,7 +102,9 @@ class Phase(Section):
     long_fraction: Fraction | None = Field(
         default=None, description="share of tokens from documents longer than a quarter of the length"
     )
-    context_parallel: Positive = Field(default=1, description="devices that share one sequence")
+    context_parallel: Positive = Field(
+        default=1, description="devices that share one sequence", json_schema_extra=WATCHING
+    )
 
 
 class Milestone(Section):
