@@ -179,7 +179,7 @@ def test_a_killed_stage_ends_with_the_same_weights(
         stage.run(first)
     assert not (tmp_path / "model").exists()
     stage.run(second)
-    assert any("going on from step-000002" in line for line in said)
+    assert any("continuing from step-000002" in line for line in said)
     for file in ("model/model.safetensors", "rows-train.jsonl", "pairs.jsonl"):
         if (run / stage.name / file).exists():
             assert digest(tmp_path / file) == digest(run / stage.name / file)

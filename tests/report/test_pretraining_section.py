@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ikirere.report.collect import Run, StageRecord
+from ikirere.report.figures import loss_curve
 from ikirere.report.pretraining import pretrain
 from ikirere.report.section import Block
 
@@ -14,7 +15,10 @@ from ikirere.report.section import Block
 def made(tmp_path: Path, recipe: dict[str, Any], metrics: dict[str, float], row: dict[str, float]) -> Block:
     folder = tmp_path / "pretrain"
     folder.mkdir()
-    log = [{"step": i, "loss": 5.0 - i, "lr": 0.1, "tokens": 100 * i, **row} for i in (1, 2)]
+    log: list[dict[str, Any]] = [
+        {"step": i, "loss": 5.0 - i, "lr": 0.1, "tokens": 100 * i, **row} for i in (1, 2)
+    ]
+    log.append({"go_on": {"pretrain.optimizer.lr": [0.1, 0.05]}, "step": 2})
     (folder / "log.jsonl").write_text("".join(json.dumps(r) + "\n" for r in log))
     sample = {"domain": "arc", "prompt": "input:\n12", "continuation": "21", "wanted": "22"}
     (folder / "samples.json").write_text(json.dumps([sample]))
@@ -46,3 +50,10 @@ def test_load_of_experts(tmp_path: Path) -> None:
     block = made(tmp_path, {"model": {"family": "decoder"}}, {"bits_per_byte/code": 2.0}, loads)
     (table,) = (t for t in block.tables if "experts" in (t.title or ""))
     assert table.rows == [("1", "2", "1.50", "0.50"), ("3", "2", "1.00", "1.00")]
+
+
+def test_the_curve_marks_where_settings_were_changed() -> None:
+    log: list[dict[str, Any]] = [{"step": i, "loss": 5.0 - i, "lr": 0.1, "tokens": 9 * i} for i in (1, 2)]
+    plain = loss_curve(log)
+    marked = loss_curve([log[0], {"go_on": {}, "step": 1}, log[1]])
+    assert "stroke-dasharray" in marked and "stroke-dasharray" not in plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import resource
 import shutil
@@ -16,6 +17,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikirere.common.checkpoints import catalogue
 from ikirere.errors import UserError
 from ikirere.train import checkpoint, rng
 
@@ -127,10 +129,44 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
 def test_another_configuration_is_set_aside(tmp_path: Path) -> None:
     saved(tmp_path, 5, config="old")
     lines: list[str] = []
-    assert checkpoint.latest_valid(tmp_path, lines.append, "new") is None
+    assert checkpoint.latest_valid(tmp_path, lines.append, {"new"}) is None
     assert "step-000005.of-old" in lines[0]
     saved(tmp_path, 2, keep=1, config="new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000005.of-old"]
+
+
+def test_setting_aside_deletes_nothing(tmp_path: Path) -> None:
+    for fill in (1.0, 2.0, 3.0):
+        checkpoint.save(tmp_path, 5, tensors(fill), {}, "old", 2)
+        checkpoint.latest_valid(tmp_path, keys={"new"})
+    names = ["step-000005.of-old", "step-000005.of-old-2", "step-000005.of-old-3"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    for name, fill in zip(names, (1.0, 2.0, 3.0)):
+        held = tensors()
+        checkpoint.load(tmp_path / name, held)
+        assert float(held["a"][0, 0]) == fill
+
+
+def test_the_listing_says_what_it_holds_and_one_without_that_still_loads(tmp_path: Path) -> None:
+    path = checkpoint.save(
+        tmp_path, 3, tensors(1), {"x": 1}, "k", 2, tokens=96, loss=2.5, purpose="milestone \u00e9"
+    )
+    info = catalogue(tmp_path)[0]
+    assert (info.step, info.key, info.tokens, info.loss, info.purpose) == (
+        3,
+        "k",
+        96,
+        2.5,
+        "milestone \u00e9",
+    )
+    listed = json.loads((path / "files.json").read_text())
+    (path / "files.json").write_text(json.dumps({**listed, "tokens": 97}))
+    assert checkpoint.fault_of(path) == "files.json is altered"
+    old = {name: listed[name] for name in ("step", "config", "files")}
+    digest = hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    (path / "files.json").write_text(json.dumps({**old, "sha256": digest}))
+    assert checkpoint.latest_valid(tmp_path, keys={"k"}) == path
+    assert checkpoint.load(path, tensors()) == {"x": 1}
 
 
 def test_nothing_there(tmp_path: Path) -> None:

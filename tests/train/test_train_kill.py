@@ -106,6 +106,19 @@ def test_killed_by_a_clock(call: Server, whole: Path, tmp_path: Path) -> None:
     same(whole, tmp_path)
 
 
+def test_killed_after_the_settings_were_changed(call: Server, tmp_path: Path) -> None:
+    """Also before the first checkpoint with the new ones, and within one."""
+    changed = ("steps=24", "key=b", "accepted=a", "lr=0.001")
+    for folder in (tmp_path / "whole", tmp_path / "cut"):
+        assert call(folder, "steps=14") == [0]
+    assert call(tmp_path / "whole", *changed) == [0]
+    for point in ("kill_step=15", "kill_save=swap:16", "kill_step=19", "kill_save=prune:20"):
+        assert call(tmp_path / "cut", *changed, point) == [KILLED]
+    assert call(tmp_path / "cut", *changed) == [0]
+    same(tmp_path / "whole", tmp_path / "cut")
+    assert [row["step"] for row in rows(tmp_path / "cut") if "go_on" in row] == [14]
+
+
 # ---------------------------------------------------------------- several ranks
 
 

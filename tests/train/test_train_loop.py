@@ -83,7 +83,7 @@ def test_gradients_of_micro_batches_are_exact(tmp_path: Path) -> None:
         torch.testing.assert_close(p.grad, a, atol=1e-6, rtol=1e-5)
 
 
-def test_hooks_and_progress(tmp_path: Path) -> None:
+def test_callbacks_and_progress(tmp_path: Path) -> None:
     seen: list[Any] = []
     bars: list[Any] = []
 
@@ -121,7 +121,7 @@ def test_hooks_and_progress(tmp_path: Path) -> None:
     assert [s[1] for s in seen if s[0] == "before"] == [0, 1, 2, 3, 4]
 
 
-def test_hooks_do_not_change_training(tmp_path: Path) -> None:
+def test_callbacks_do_not_change_training(tmp_path: Path) -> None:
     plain, watched = small_model(), small_model()
 
     def disturb(step: int, model: torch.nn.Module) -> None:
@@ -207,8 +207,8 @@ def test_a_finished_run_is_not_trained_again(tmp_path: Path) -> None:
 
 
 def test_another_configuration_starts_anew(tmp_path: Path) -> None:
-    run(tmp_path, steps=4, config_hash="a")
-    assert run(tmp_path, steps=4, config_hash="b").resumed_from == 0
+    run(tmp_path, steps=4, key="a")
+    assert run(tmp_path, steps=4, key="b").resumed_from == 0
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])

@@ -43,6 +43,9 @@ SETTINGS: dict[str, Any] = {
     "mode": "none",
     "rows": 8,
     "optimizer": "muon",
+    "lr": 3e-3,
+    "key": "a",
+    "accepted": "",  # one further key from whose checkpoints it continues
 }
 
 
@@ -102,14 +105,13 @@ def run(folder: Path, model: nn.Module | None = None, **changes: Any) -> TrainSu
     """Trains for `steps` with everything else as `SETTINGS` or `changes` say."""
     chosen = {**SETTINGS, **changes}
     source = chosen.get("source") or Numbers(chosen["rows"])
-    optimizer = Optimizer(name=chosen["optimizer"], lr=3e-3, muon_lr=0.02)
-    training = settings(
-        checkpoint_every=chosen["every"],
-        micro_batch_size=chosen["micro"] or None,
-        parallel=chosen["mode"],
-        optimizer=optimizer,
-        **chosen.get("training", {}),
-    )
+    values = {
+        "checkpoint_every": chosen["every"],
+        "micro_batch_size": chosen["micro"] or None,
+        "parallel": chosen["mode"],
+        "optimizer": Optimizer(name=chosen["optimizer"], lr=chosen["lr"], muon_lr=0.02),
+    }
+    training = settings(**{**values, **chosen.get("training", {})})
     return train(
         model or small_model(),
         source,
@@ -119,7 +121,8 @@ def run(folder: Path, model: nn.Module | None = None, **changes: Any) -> TrainSu
         folder,
         seed=1,
         callbacks=chosen.get("callbacks") or Callbacks(say=print),
-        config_hash=chosen.get("config_hash", "a"),
+        key=chosen["key"],
+        accepted=chosen["accepted"],
     )
 
 
@@ -153,10 +156,10 @@ def _kill_while_saving(when: str, at: int) -> None:
     """Before the files are hashed, before the folder gets its name, or after it."""
     seal, swap = checkpoint._seal, checkpoint._swap
 
-    def watched_seal(part: Path, step: int, config_hash: str) -> None:
-        if when == "seal" and step == at:
+    def watched_seal(part: Path, listed: dict[str, Any]) -> None:
+        if when == "seal" and listed["step"] == at:
             _kill()
-        seal(part, step, config_hash)
+        seal(part, listed)
 
     def watched_swap(part: Path, final: Path) -> None:
         if when == "swap" and checkpoint.step_of(final) == at:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 INK, MUTED, GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -57,8 +58,13 @@ def _smooth(values: Sequence[float], decay: float) -> list[float]:
 
 
 def loss_curve(rows: Sequence[Mapping[str, Any]], title: str = "loss, nats per token") -> str:
-    """Loss against training tokens, raw and smoothed, with the learning rate's shape behind it."""
+    """Loss against training tokens, raw and smoothed, over the learning rate's shape. A dashed line is where settings
+    were changed in a training that continued."""
     figure, axes = _axes(6.4, 2.7)
+    for row, following in pairwise(rows):
+        if "go_on" in following and "tokens" in row:
+            axes.axvline(row["tokens"] / 1e6, color=BLUE, linestyle="--", linewidth=0.8)
+    rows = [row for row in rows if "loss" in row]
     x = [row["tokens"] / 1e6 for row in rows]
     loss = [row["loss"] for row in rows]
     rates = [row["lr"] for row in rows]

@@ -74,7 +74,8 @@ def _loss(block: Block, stage: StageRecord) -> list[dict[str, Any]]:
 def _experts(block: Block, log: list[dict[str, Any]]) -> None:
     """Each layer's experts at the last row of the log, where there are any: 1 is an even share."""
     layers: dict[str, list[float]] = {}
-    for name, value in (log[-1] if log else {}).items():
+    last: dict[str, Any] = next((row for row in reversed(log) if "loss" in row), {})
+    for name, value in last.items():
         if name.startswith(LOAD):
             layers.setdefault(name.removeprefix(LOAD).split("/")[0], []).append(value)
     rows = [(layer, str(len(v)), f"{max(v):.2f}", f"{min(v):.2f}") for layer, v in layers.items()]

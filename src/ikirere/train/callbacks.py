@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Source(Protocol):
-    """Where batches come from; `data.loader.PackedLoader` is one."""
+    """Where batches come from; `tokens.loader.PackedLoader` is one."""
 
     def next(self) -> Batch:
         """This rank's rows of the next optimiser step, on the CPU."""
@@ -22,7 +22,7 @@ class Source(Protocol):
         """The position, JSON-able."""
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a position."""
+        """Continues from a position."""
 
 
 class Bar(Protocol):
@@ -44,6 +44,11 @@ class Callbacks:
     training mode are put back afterwards. Not called again for steps before the one that a run resumes from.
     before: called with the number of steps done ahead of every step, also of the first after a resume; for what
     must hold from some step on. It must depend on its arguments only.
+    resumed: called once with the number of steps done, 0 at a fresh start, before any step is made.
+    milestones: step -> name; a checkpoint is written after these steps and kept. stops: what `every` may raise to end
+    training after a step; its checkpoint is written first.
+    go_on: the settings that differ from those of the checkpoint, key -> [old, new]; written into the log where training
+    continues from a checkpoint of another key.
     """
 
     progress: Callable[[str, float, str], AbstractContextManager[Bar]] | None = None
@@ -51,6 +56,10 @@ class Callbacks:
     track: Callable[[Mapping[str, float], int], None] = lambda values, step: None
     every: list[Every] = field(default_factory=list)
     before: Callable[[int, Any], None] = lambda done, model: None
+    resumed: Callable[[int], None] = lambda done: None
+    milestones: Mapping[int, str] = field(default_factory=dict)
+    stops: tuple[type[BaseException], ...] = ()
+    go_on: Mapping[str, Any] = field(default_factory=dict)
     label: str = "training"
 
 
@@ -59,7 +68,7 @@ class TrainSummary:
     """What a run was. Times are of training steps (data, forward, backward, optimiser) over all resumes."""
 
     steps: int
-    tokens: int  # places in all batches, with or without loss
+    tokens: int  # positions in all batches, with or without loss
     seconds: float
     tokens_per_second: float
     final_loss: float  # mean over the steps of the log's last row

@@ -1,8 +1,9 @@
 """Checkpoints that are either whole or not there.
 
 A checkpoint is a folder `step-000400/`: tensors as torch.distributed.checkpoint writes them, `state-<rank>.json`
-with all else (data position, random states, counters), and `files.json` with the sha256 of every other file
-and of itself. It is written under a temporary name, flushed to the disk and then renamed.
+with all else (data position, random states, counters), and `files.json`: step, tokens, loss, purpose, the key of the
+settings (`config`), the sha256 of every other file and of itself. It is written under a temporary name, flushed to the
+disk and then renamed. `common.checkpoints.catalogue` lists those of a folder.
 
 Hashes find accidents (a torn write, a bad disk, an edit), not an adversary, who would hash again; and
 torch.distributed.checkpoint's index is a pickle. Load only checkpoints of your own.
@@ -11,13 +12,11 @@ torch.distributed.checkpoint's index is a pickle. Load only checkpoints of your 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import re
 import shutil
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,11 +24,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from ikirere.common.checkpoints import LISTING, NAME, catalogue
+from ikirere.common.files import PART, file_sha256, json_sha256, sync_file, sync_folder, write_text
 from ikirere.errors import UserError
 
-FILES = "files.json"
-_NAME = re.compile(r"step-(\d{6,})")
-_PART = ".part"
+MILESTONE, LAST = "milestone ", "last"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -40,22 +39,32 @@ def name_of(step: int) -> str:
 
 def step_of(path: Path) -> int:
     """Inverse of `name_of`."""
-    match = _NAME.fullmatch(path.name)
+    match = NAME.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path.name} is not the name of a checkpoint")
     return int(match[1])
 
 
 def save(
-    folder: Path, step: int, tensors: dict[str, Tensor], state: dict[str, Any], config_hash: str, keep: int
+    folder: Path,
+    step: int,
+    tensors: dict[str, Tensor],
+    state: dict[str, Any],
+    key: str,
+    keep: int,
+    tokens: int | None = None,
+    loss: float | None = None,
+    purpose: str = "",
 ) -> Path:
-    """Writes `folder/step-…`, then removes all but the newest `keep`. Every rank calls it.
+    """Writes `folder/step-…`, then prunes to the newest `keep`. Every rank calls it.
 
-    tensors: this rank's, sharded ones as DTensor. state: JSON-able, this rank's own.
+    tensors: this rank's, sharded ones as DTensor. state: JSON-able, this rank's own. key: of the settings; tokens,
+    loss and purpose ("milestone <name>", "last", "") are for people and for `prune`.
     Raises UserError naming the folder where the disk is full; nothing is left of the attempt then.
     """
     rank, world = _ranks()
-    part = folder / (name_of(step) + _PART)
+    part = folder / (name_of(step) + PART)
+    listed = {"step": step, "config": key, "tokens": tokens, "loss": loss, "purpose": purpose}
     try:
         with full_disk_is_users(folder):
             if rank == 0:
@@ -63,13 +72,13 @@ def save(
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
             _barrier()
-            _write(part / f"state-{rank}.json", json.dumps(state))
+            write_text(part / f"state-{rank}.json", json.dumps(state))
             with _dcp() as dcp:
                 writer = dcp.FileSystemWriter(part)
                 dcp.save(dict(tensors), storage_writer=writer, no_dist=world == 1)
             _barrier()
             if rank == 0:
-                _seal(part, step, config_hash)
+                _seal(part, listed)
                 _swap(part, folder / name_of(step))
     except BaseException:
         if rank == 0:
@@ -81,10 +90,17 @@ def save(
     return folder / name_of(step)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Removes all checkpoints but the newest `keep`; those set aside stay."""
-    for old in _found(folder)[:-keep]:
-        shutil.rmtree(old)
+def prune(folder: Path, keep: int, milestones: bool = False) -> list[Path]:
+    """Removes checkpoints and returns their paths. What stays: the newest `keep` besides those of milestones; the last
+    one of every key, which is where `--go-on` changed the settings; with `milestones` False all those of milestones;
+    and what was set aside."""
+    found = catalogue(folder)
+    ordinary = [c for c in found if milestones or not c.purpose.startswith(MILESTONE)]
+    last = {c.key: c.path for c in found}
+    gone = [c.path for c in ordinary[:-keep] if c.path != last[c.key]]
+    for path in gone:
+        shutil.rmtree(path)
+    return gone
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -101,63 +117,71 @@ def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def latest_valid(
-    folder: Path, say: Callable[[str], None] = lambda line: None, config_hash: str | None = None
+    folder: Path, say: Callable[[str], None] = lambda line: None, keys: Collection[str] | None = None
 ) -> Path | None:
     """The newest checkpoint whose every byte is as it was written; None where there is none.
 
-    Torn and altered ones, and those of another configuration, are renamed out of the way, each with a line that
-    names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and tells the others.
+    Torn and altered ones, and those whose key is not among `keys` (None: any will do), are renamed out of the way, each
+    with a line that names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and the
+    others are given its answer.
     """
-    found: list[Path | None] = [_latest(folder, say, config_hash) if _ranks()[0] == 0 else None]
+    found: list[Path | None] = [_latest(folder, say, keys) if _ranks()[0] == 0 else None]
     if _ranks()[1] > 1:
         dist.broadcast_object_list(found)
     return found[0]
 
 
-def _latest(folder: Path, say: Callable[[str], None], config_hash: str | None) -> Path | None:
-    for leftover in folder.glob(f"step-*{_PART}"):
+def _latest(folder: Path, say: Callable[[str], None], keys: Collection[str] | None) -> Path | None:
+    for leftover in folder.glob(f"step-*{PART}"):
         shutil.rmtree(leftover)
-    for path in reversed(_found(folder)):
-        if fault := fault_of(path):
-            aside = _set_aside(path, "refused")
-            say(f"checkpoint {path.name} refused: {fault}; kept as {aside.name}, trying the one before")
-            continue
-        written = json.loads((path / FILES).read_bytes())["config"]
-        if config_hash is not None and written != config_hash:
-            aside = _set_aside(path, f"of-{written[:8] or 'none'}")
-            say(f"checkpoint {path.name} belongs to another configuration; kept as {aside.name}, not used")
-            continue
-        return path
+    for info in reversed(catalogue(folder)):
+        if fault := fault_of(info.path):
+            aside = _set_aside(info.path, "refused")
+            say(f"checkpoint {info.path.name} refused: {fault}; kept as {aside.name}, trying the one before")
+        elif keys is not None and info.key not in keys:
+            aside = _set_aside(info.path, f"of-{info.key[:8] or 'none'}")
+            say(
+                f"checkpoint {info.path.name} belongs to another configuration; kept as {aside.name}, not used"
+            )
+        else:
+            return info.path
     return None
 
 
 def _set_aside(path: Path, why: str) -> Path:
-    """Out of the way of later checkpoints, whose steps it may be ahead of."""
-    aside = path.with_name(f"{path.name}.{why}")
-    shutil.rmtree(aside, ignore_errors=True)
+    """Out of the way of later checkpoints, whose steps it may be ahead of; under a name that nothing has."""
+    aside, number = path.with_name(f"{path.name}.{why}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
     return path.rename(aside)
 
 
 def fault_of(path: Path) -> str:
     """What is wrong with a checkpoint, naming the file; '' where nothing is."""
     try:
-        listed = json.loads((path / FILES).read_bytes())
+        listed = json.loads((path / LISTING).read_bytes())
         own, files, step = listed.pop("sha256"), dict(listed["files"]), listed["step"]
     except OSError as error:
-        return f"{FILES} cannot be read ({error.strerror})"
+        return f"{LISTING} cannot be read ({error.strerror})"
     except (ValueError, KeyError, TypeError, AttributeError):
-        return f"{FILES} is torn or altered"
-    if own != _digest(listed) or step != step_of(path):
-        return f"{FILES} is altered"
+        return f"{LISTING} is torn or altered"
+    if own != json_sha256(listed) or step != step_of(path):
+        return f"{LISTING} is altered"
     for name, expected in files.items():
         try:
-            if _sha256(path / name) != expected:
+            if file_sha256(path / name) != expected:
                 return f"{name} is torn or altered (sha256 differs)"
         except OSError as error:
             return f"{name} cannot be read ({error.strerror})"
-    if extra := sorted({p.name for p in path.iterdir()} - set(files) - {FILES}):
+    if extra := sorted({p.name for p in path.iterdir()} - set(files) - {LISTING}):
         return f"{extra[0]} is not a part of it"
     return ""
+
+
+def key_of(path: Path) -> str:
+    """The key of the settings that a valid checkpoint was made with."""
+    return str(json.loads((path / LISTING).read_bytes())["config"])
 
 
 @contextmanager
@@ -173,12 +197,12 @@ def full_disk_is_users(folder: Path) -> Iterator[None]:
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise UserError(
             f"{folder}: no room to write ({free / 1e6:.1f} MB free); free some space and run the same command "
-            "again, it goes on from the last checkpoint"
+            "again, it continues from the last checkpoint"
         ) from error
 
 
 def _no_room(error: BaseException) -> bool:
-    """Whether a full disk is behind it: libraries wrap OSError, or report the failed write only."""
+    """Whether a full disk is the cause: libraries wrap OSError, or report the failed write only."""
     seen: list[BaseException] = [error]
     for one in seen:
         if isinstance(one, OSError) and one.errno in _NO_ROOM:
@@ -217,52 +241,21 @@ def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
-def _seal(part: Path, step: int, config_hash: str) -> None:
+def _seal(part: Path, listed: dict[str, Any]) -> None:
     """Hashes all files and makes sure that they are on the disk."""
-    for path in part.iterdir():
-        _sync(path)
     names = sorted(p.name for p in part.iterdir())
-    listed = {"step": step, "config": config_hash, "files": {n: _sha256(part / n) for n in names}}
-    _write(part / FILES, json.dumps({**listed, "sha256": _digest(listed)}, indent=1))
-    _sync(part)
+    for name in names:
+        sync_file(part / name)
+    listed = {**listed, "files": {name: file_sha256(part / name) for name in names}}
+    write_text(part / LISTING, json.dumps({**listed, "sha256": json_sha256(listed)}, indent=1))
 
 
 def _swap(part: Path, final: Path) -> None:
-    """Gives the folder its name. One of that name is there only where Ctrl-C came right after a save."""
-    shutil.rmtree(final, ignore_errors=True)
+    """Gives the folder its name."""
+    if final.exists():
+        _set_aside(final, "replaced")
     part.rename(final)
-    _sync(final.parent)
-
-
-def _write(path: Path, text: str) -> None:
-    with path.open("w", encoding="utf-8") as handle:
-        handle.write(text)
-        handle.flush()
-        os.fsync(handle.fileno())
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _found(folder: Path) -> list[Path]:
-    """Checkpoints by rising step."""
-    if not folder.is_dir():
-        return []
-    return sorted((p for p in folder.iterdir() if _NAME.fullmatch(p.name)), key=step_of)
-
-
-def _digest(listed: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    sync_folder(final.parent)
 
 
 def _ranks() -> tuple[int, int]:

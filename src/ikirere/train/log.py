@@ -1,15 +1,18 @@
-"""The training log: one JSON row per `log_every` steps, the same whether the run was killed or not."""
+"""The training log: one JSON row per `log_every` steps, the same whether the run was killed or not, and one per
+change of settings by `--go-on`: {"go_on": {key: [old, new]}, "step": S}."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
+
+from ikirere.common.files import write_bytes
 
 Scalar = tuple[str, Tensor, float]
 """(name, value, its share of the step's mean)."""
@@ -23,7 +26,7 @@ class Log:
         self._handle: TextIO | None = None
 
     def cut(self, step: int) -> dict[str, Any] | None:
-        """Keeps the rows up to `step`, drops later and torn ones; returns the last that is kept."""
+        """Keeps the rows up to `step`, drops later and torn ones; returns the last that is kept and has a loss."""
         self.close()
         kept: list[bytes] = []
         if self.path.exists():
@@ -32,10 +35,16 @@ class Log:
                 if row is None or row["step"] > step:
                     break
                 kept.append(line)
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_bytes(b"".join(kept))
-        part.replace(self.path)
-        return _row(kept[-1]) if kept else None
+        write_bytes(self.path, b"".join(kept))
+        rows = (_row(line) for line in reversed(kept))
+        return next((row for row in rows if row is not None and "loss" in row), None)
+
+    def changed(self, step: int, changes: Mapping[str, Any]) -> None:
+        """Adds the row of a change of settings after `step`, once."""
+        row = json.dumps({"go_on": dict(changes), "step": step})
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        if row not in lines[-1:]:
+            self.write(json.loads(row))
 
     def write(self, row: dict[str, Any]) -> None:
         """Adds a row; it is with the operating system when this returns."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Collection
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ikirere.common.files import write_json
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Training
 from ikirere.train import checkpoint, memory, rng
@@ -40,18 +42,22 @@ def train(
     folder: Path,
     seed: int = 0,
     callbacks: Callbacks | None = None,
-    config_hash: str = "",
+    key: str = "",
+    accepted: Collection[str] = (),
 ) -> TrainSummary:
     """Trains `model` in place for `total_steps` optimiser steps and returns what happened.
 
-    folder: for checkpoints and log.jsonl; where it holds a checkpoint of this configuration, the run goes on
-    from there and on the CPU ends with the same bits as if it had not stopped (same machine and threads).
+    folder: for checkpoints and log.jsonl; where it holds a checkpoint of `key`, or of a key in `accepted` (earlier
+    settings from which this training continues), the run continues from there. Without a change of settings it ends
+    on the CPU with the same bits as if it had not stopped (same machine and threads).
     objective: mean losses of micro-batches are weighted so that the step's gradient is that of the mean over
     the whole batch, whatever the micro-batches and ranks are.
     Raises UserError for a loss that is not finite and a full disk; after Ctrl-C a checkpoint is written and
     KeyboardInterrupt raised.
     """
-    run = _Run(model, source, objective, training, total_steps, folder, callbacks or Callbacks(), config_hash)
+    run = _Run(
+        model, source, objective, training, total_steps, folder, callbacks or Callbacks(), key, accepted
+    )
     with checkpoint.full_disk_is_users(folder):
         try:
             run.prepare(seed)
@@ -70,15 +76,12 @@ class _Run:
         total_steps: int,
         folder: Path,
         callbacks: Callbacks,
-        config_hash: str,
+        key: str,
+        accepted: Collection[str],
     ) -> None:
         self.model, self.source, self.objective, self.training = model, source, objective, training
-        self.total, self.folder, self.callbacks, self.config_hash = (
-            total_steps,
-            folder,
-            callbacks,
-            config_hash,
-        )
+        self.total, self.folder, self.callbacks = total_steps, folder, callbacks
+        self.key, self.accepted = key, accepted
         self.world = world_of(training.parallel)
         self.say = callbacks.say if self.world.first else lambda line: None
         self.device = next(model.parameters()).device
@@ -86,12 +89,13 @@ class _Run:
         self.done = self.resumed = self.tokens = 0
         self.seconds = self.wait = self.loss = 0.0
         self.since = {"tokens": 0, "seconds": 0.0, "wait": 0.0}
-        self.last: Path | None = None
+        self.last: Path | None = None  # the checkpoint of `saved` steps
+        self.saved = -1
 
     # ------------------------------------------------------------ start and end
 
     def prepare(self, seed: int) -> None:
-        """Everything before the first step: formats, placement, optimiser, and the checkpoint to go on from."""
+        """Everything before the first step: formats, placement, optimiser, and the checkpoint to continue from."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         memory.reset_peak()
@@ -102,7 +106,7 @@ class _Run:
         self.model.train()
         if self.training.activation_checkpointing:
             checkpoint_activations(self.model)
-        self.last = checkpoint.latest_valid(self.folder, self.say, self.config_hash)
+        self.last = checkpoint.latest_valid(self.folder, self.say, {self.key, *self.accepted})
         self.precision, self.compiled = self._engine()
         self.placed = DistributedModel(self.model, self.objective, self.training.parallel, self.world)
         self.optimizers = build_optimizer(self.model, self.training.optimizer)
@@ -111,6 +115,10 @@ class _Run:
             self._restore(self.last)
         if self.world.first and (row := self.log.cut(self.done)) is not None:
             self.loss = row["loss"]
+        if self.world.first and self.done and self.restored_key != self.key:
+            self.log.changed(self.done, self.callbacks.go_on)
+        with rng.untouched():
+            self.callbacks.resumed(self.done)
 
     def release(self) -> None:
         """Leaves the model as plain as it came."""
@@ -153,12 +161,14 @@ class _Run:
     # ------------------------------------------------------------ number format
 
     def _engine(self) -> tuple[Precision, bool]:
-        """Format and compilation. What was chosen at the start is kept at a resume: else the bits would differ."""
+        """Format and compilation. What was chosen at the start is kept at a resume, else the bits would differ, as
+        long as the recipe asks for the same."""
         path = self.folder / "engine.json"
         chosen: dict[str, Any] = {}
         if self.last is not None and path.exists():
             chosen = json.loads(path.read_bytes())
-        if chosen.get("device") == str(self.device):
+        asked = [self.training.precision, self.training.compile]
+        if chosen.get("device") == str(self.device) and chosen.get("asked", asked) == asked:
             if chosen["compile"]:
                 compile_blocks(self.model)
             return Precision(chosen["precision"], self.device, "as at the start"), chosen["compile"]
@@ -174,10 +184,8 @@ class _Run:
                 )
         self.say(f"{self.callbacks.label}: {precision.line}; {line}")
         if self.world.first:
-            text = json.dumps({"device": str(self.device), "precision": precision.name, "compile": compiled})
-            part = path.with_name(path.name + ".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            chosen = {"device": str(self.device), "precision": precision.name, "compile": compiled}
+            write_json(path, {**chosen, "asked": asked})
         return precision, compiled
 
     def _probe(self, precision: Precision) -> None:
@@ -236,7 +244,7 @@ class _Run:
     def _gradients(self, parts: list[Batch], interrupts: Interrupts) -> tuple[list[Scalar], int, bool]:
         """Adds up the gradient of the mean loss over all micro-batches of all ranks.
 
-        Returns the scalars to log, the places in all batches, and whether somebody asked to stop.
+        Returns the scalars to log, the positions in all batches, and whether somebody asked to stop.
         """
         weights = [weight_of(self.objective, part) for part in parts]
         sums = [
@@ -271,14 +279,18 @@ class _Run:
     def _after(self, bar: Bar) -> None:
         """Log row, callbacks and checkpoint that are due."""
         due = self.done % self.training.log_every == 0 or self.done == self.total
-        saving = self.done % self.training.checkpoint_every == 0 or self.done == self.total
+        saving = self.done % self.training.checkpoint_every == 0 or self._purpose() != ""
         if due or saving or self.device.type == "cpu":
             self._check_finite()
         if due:
             self._write_row()
         rate = self.tokens / self.seconds if self.seconds else 0.0
         bar.advance(1, loss=f"{self.loss:.3f}", tokens_per_second=f"{rate:,.0f}")
-        self._call_hooks()
+        try:
+            self._call_callbacks()
+        except self.callbacks.stops:
+            self._save()
+            raise
         if saving:
             self._save()
 
@@ -320,7 +332,7 @@ class _Run:
             shown = ("loss", "lr", "grad_norm", "tokens_per_second")
             self.callbacks.track({f"{self.callbacks.label}/{n}": row[n] for n in shown}, self.done)
 
-    def _call_hooks(self) -> None:
+    def _call_callbacks(self) -> None:
         for when, call in self.callbacks.every:
             if self.done in when if isinstance(when, set | frozenset) else self.done % when == 0:
                 with rng.untouched():
@@ -333,7 +345,15 @@ class _Run:
         model = {f"model/{name}": t for name, t in self.model.state_dict().items()}
         return model | {f"optimizer/{name}": t for name, t in self.optimizers.tensors().items()}
 
+    def _purpose(self) -> str:
+        """Of a checkpoint after this step, as its listing names it."""
+        if self.done in self.callbacks.milestones:
+            return checkpoint.MILESTONE + self.callbacks.milestones[self.done]
+        return checkpoint.LAST if self.done == self.total else ""
+
     def _save(self) -> None:
+        if self.saved == self.done:
+            return
         self.log.sync()
         state = {
             "step": self.done,
@@ -343,13 +363,19 @@ class _Run:
             "counters": [self.tokens, self.seconds, self.wait, self.since],
             "scaler": self.scaler.state_dict(),
         }
-        keep = self.training.keep_checkpoints
-        self.last = checkpoint.save(self.folder, self.done, self._tensors(), state, self.config_hash, keep)
+        since = self._shared(self.meter.values())
+        loss = since["loss"] / self.meter.count if since else self.loss
+        self.last = checkpoint.save(
+            self.folder, self.done, self._tensors(), state, self.key, self.training.keep_checkpoints,
+            self.tokens, loss, self._purpose(),
+        )  # fmt: skip
+        self.saved = self.done
 
     def _restore(self, path: Path) -> None:
         with torch.no_grad():
             state = checkpoint.load(path, self._tensors())
-        self.done = self.resumed = state["step"]
+        self.done = self.resumed = self.saved = state["step"]
+        self.restored_key = checkpoint.key_of(path)
         self.source.load_state_dict(state["source"])
         self.meter.load_state_dict(state["meter"], self.device)
         self.tokens, self.seconds, self.wait, self.since = state["counters"]
@@ -358,4 +384,4 @@ class _Run:
         rng.restore(state["rng"])
         if self.world.first:
             checkpoint.prune(self.folder, self.training.keep_checkpoints)
-        self.say(f"{self.callbacks.label}: going on from {path.name}, step {self.done} of {self.total}")
+        self.say(f"{self.callbacks.label}: continuing from {path.name}, step {self.done} of {self.total}")
