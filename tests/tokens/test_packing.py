@@ -244,3 +244,56 @@ def test_documents_after_the_tail_of_a_leg_have_their_rows_alone(
     assert len(set(rows.tolist())) == len(rows) == own
     assert len(set(pieces.row[pieces.source >= 0].tolist())) == count
     assert not set(rows.tolist()) & set(pieces.row[(pieces.source >= 0) & ~np.isin(document, alone)].tolist())
+
+
+@pytest.mark.parametrize("length", [65_535, 65_536, 65_537])
+def test_rows_at_the_width_of_sixteen_bits(length: int) -> None:
+    """Rests are sorted as 16-bit numbers where they fit: those of 0, 1 and length - 1 tokens are the ends."""
+    lengths = [1, length, length - 1, 2, 2 * length, length + 1, 300, 2 * length + length - 1, 1]
+    shard = shard_of(lengths)
+    cut = BestFit(DocumentStream(shard, "a", 0), 0, length, 20, 0)
+    rows = cut.epoch_rows()
+    assert rows == len(one_by_one([n % length for n in lengths if n % length], length)) + 6
+    pieces = cut.pieces(np.arange(rows))
+    assert sorted(checked(pieces, rows, length).tolist()) == list(range(shard.total_tokens))
+    document = np.searchsorted(shard.offsets, pieces.source[pieces.source >= 0], side="right") - 1
+    assert Counter(document.tolist()) == {d: -(-n // length) for d, n in enumerate(lengths)}
+
+
+def test_a_leg_of_whole_epochs_shares_a_layout_and_a_stretch_ends_it() -> None:
+    """Seven documents of 6 to a row of 10 make 7 rows: 17 rows are two epochs and a stretch of three documents."""
+    stream = DocumentStream(shard_of([6] * 7), "a", 0)
+    cut = BestFit(stream, 0, 10, 17, 0)
+    assert cut.epoch_rows() == 7
+    assert cut.legs == [Leg(0, 2, 0, 7, 0, 42, 42), Leg(2, 1, 14, 3, 0, 18, 18)]
+    assert cut.end == 2 * 42 + 18
+    after = BestFit(stream, cut.end, 10, 13, 0)
+    assert after.legs == [
+        Leg(2, 1, 0, 4, 18, 42, 42),
+        Leg(3, 1, 4, 7, 0, 42, 42),
+        Leg(4, 1, 11, 2, 0, 12, 12),
+    ]
+
+
+def test_the_last_document_of_a_phase_is_cut_at_the_end_of_a_row() -> None:
+    """Of documents of 25 tokens one fills two rows of 10 and a half: a third row would hold its rest, or the
+    beginning of the next document's rows."""
+    stream = DocumentStream(shard_of([25] * 4), "a", 0)
+    cut = BestFit(stream, 0, 10, 4, 0)
+    assert cut.legs == [Leg(0, 1, 0, 4, 0, 25, 35)] and cut.end == 35
+    pieces = cut.pieces(np.arange(4))
+    assert sorted(pieces.length[pieces.source >= 0].tolist()) == [5, 10, 10, 10]
+    assert sorted(pieces.length[pieces.source < 0].tolist()) == [5]
+
+
+def test_rows_are_visited_in_an_order_of_seed_salt_and_epoch() -> None:
+    lengths = [10] * 200
+
+    def order(seed: int = 0, salt: int = 0, base: int = 0) -> list[int]:
+        cut = BestFit(DocumentStream(shard_of(lengths), "a", seed), base, 10, 400, salt)
+        return cut.pieces(np.arange(200)).source.tolist()
+
+    plain = order()
+    assert plain == order() and plain != sorted(plain)
+    for other in (order(seed=1), order(salt=1), order(base=2000)):
+        assert sorted(other) == sorted(plain) and sum(a == b for a, b in zip(plain, other, strict=True)) < 12

@@ -143,3 +143,113 @@ def test_results_are_bounded() -> None:
     with pytest.raises(CalculatorError, match="digits"):
         calculate(f"{'9' * 99}*{'9' * 99}")
     assert len(answer("9**104")) == MAX_DIGITS
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("7/2", "3.5"),
+        ("-7/2", "-3.5"),
+        ("7/2.0", "3.5"),
+        ("6/2.0", "3"),
+        ("0/5", "0"),
+        ("2/4", "0.5"),
+        ("sqrt(0)", "0"),
+        ("sqrt(2.25)", "1.5"),
+        (f"sqrt({7 * 10**49}**2)", str(7 * 10**49)),
+        ("round(2.5)", "2"),
+        ("round(1234.5678, -2)", "1200"),
+        ("round(1250, -2)", "1200"),
+        ("round(1/3, 15) * 10**15", "333333333333333"),
+        ("round(10**15 + 4, -15)", "1000000000000000"),
+        ("0**0", "1"),
+        ("0**2", "0"),
+        ("0.0**0.5", "0"),
+        ("0**1.5", "0"),
+        ("5**1", "5"),
+        ("(-2)**3", "-8"),
+        ("(-2)**-2", "0.25"),
+        ("4**0.5", "2"),
+        ("1**1000", "1"),
+        ("(-1)**999", "-1"),
+        ("2**-1000", "9.33263618503e-302"),
+        ("10.0**200", "1e+200"),
+        ("2**332", str(2**332)),
+        ("(-2)**331", str(-(2**331))),
+        ("3**209", str(3**209)),
+        ("+3 - -2", "5"),
+        ("max(" + ",".join(map(str, range(50))) + ")", "49"),
+        ("1" + "+1" * 99 + " ", "100"),
+        (" " * 300 + "1" * 100 + " " * 300, "1" * 100),
+        ("0x1F", "31"),
+        ("999999999999999.0", "999999999999999"),
+        ("1e15", "1e+15"),
+        ("-1e15", "-1e+15"),
+        ("1.5e14 + 0.5", "1.5e+14"),
+    ],
+)
+def test_more_values(expression: str, expected: str) -> None:
+    assert answer(expression) == expected
+
+
+@pytest.mark.parametrize(
+    ("expression", "line"),
+    [
+        ("1**1001", "exponent larger than 1000"),
+        ("2**-1001", "exponent larger than 1000"),
+        ("0**-0.5", "division by zero"),
+        ("0.0**-1", "division by zero"),
+        ("1/0", "division by zero"),
+        ("1/0.0", "division by zero"),
+        ("1.5//0", "division by zero"),
+        ("sqrt()", "sqrt takes 1 numbers"),
+        ("sqrt(1, 2)", "sqrt takes 1 numbers"),
+        ("abs(1, 2)", "abs takes 1 numbers"),
+        ("max(1)", "max takes 2 to 50 numbers"),
+        ("min(1)", "min takes 2 to 50 numbers"),
+        ("min(" + ",".join("1" * 51) + ")", "min takes 2 to 50 numbers"),
+        ("round(1, 2, 3)", "round takes 1 to 2 numbers"),
+        ("round()", "round takes 1 to 2 numbers"),
+        ("round(1.5, 16)", "round takes between -15 and 15 decimals"),
+        ("round(1.5, -16)", "round takes between -15 and 15 decimals"),
+        ("round(1.5, 1.0)", "round takes between -15 and 15 decimals"),
+        ("sqrt(-0.5)", "sqrt of a negative number"),
+        ("2**333", "result has more than 100 digits"),
+        ("10**99 * 10", "result has more than 100 digits"),
+        ("-(10**99) * 10", "result has more than 100 digits"),
+        ("1" * 101, "result has more than 100 digits"),
+        ("1e200 * 1e200", "result is too large"),
+        ("10.0**999", "result is too large"),
+        ("1" + "+1" * 100, "expression longer than 200 characters"),
+        ("hypot(1, 2)", "unknown function; functions are abs, max, min, round, sqrt"),
+        ("abs.real(1)", "unknown function; functions are abs, max, min, round, sqrt"),
+        ("a_name_of_more_than_twenty_letters", "unknown name 'a_name_of_more_than_'; only numbers are known"),
+        ("1 @ 2", "only numbers, + - * / // % ** and parentheses are accepted"),
+        ("~1", "only numbers, + - * / // % ** and parentheses are accepted"),
+        ("1 | 2", "only numbers, + - * / // % ** and parentheses are accepted"),
+        ("   ", "empty expression"),
+    ],
+)
+def test_what_is_refused_is_named(expression: str, line: str) -> None:
+    assert answer(expression) == f"error: {line}"
+
+
+def test_integers_stay_integers() -> None:
+    for expression in ("12/4", "sqrt(144)", "2**10", "round(2.7)", "-(3)", "7//2", "max(1, 2)"):
+        assert isinstance(calculate(expression), int), expression
+    for expression in ("12/5", "sqrt(2)", "2**-1", "round(2.75, 1)", "12/4.0"):
+        assert isinstance(calculate(expression), float), expression
+
+
+def test_a_warning_of_the_parser_stays_quiet(recwarn: pytest.WarningsRecorder) -> None:
+    assert answer("1if 2else 3").startswith("error: only numbers")
+    assert not recwarn.list
+
+
+def test_the_bound_on_powers_comes_before_the_work() -> None:
+    """(10^99)^1000 has 99,001 digits; it is refused without being computed."""
+    begin = time.perf_counter()
+    for _ in range(200):
+        with pytest.raises(CalculatorError, match="more than 100 digits"):
+            calculate("(10**99)**1000")
+    assert time.perf_counter() - begin < 1.0
