@@ -38,7 +38,6 @@ def main() -> None:
     ]  # fmt: skip
     runpy.run_path("train.py", run_name="__main__")
     import torch
-
     from model import GPT, GPTConfig
 
     saved = torch.load("out/ckpt.pt", map_location="cpu", weights_only=False)
