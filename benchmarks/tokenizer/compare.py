@@ -36,7 +36,8 @@ from pathlib import Path
 
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer import comparison_markdown as page
-from ikirere.tokenizer.compare import Arm, Comparison, Criterion, Document, compare
+from ikirere.tokenizer.compare import compare
+from ikirere.tokenizer.comparison import Arm, Comparison, Criterion, Document
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokenizer.vocabularies import name_of
 

@@ -205,9 +205,9 @@ def test_missing_inputs_are_named(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_documents_that_are_gone_are_named(run: Path, tmp_path: Path) -> None:
-    from ikirere.posttrain.stage_rows import read_documents
+    from ikirere.posttrain.stage_rows import sample_documents
 
-    documents: list[dict[str, Any]] = read_documents(run / "data" / "documents-train.parquet", 3)
-    assert len(documents) == 30 and documents == read_documents(run / "data" / "documents-train.parquet", 3)
+    documents: list[dict[str, Any]] = sample_documents(run / "data" / "documents-train.parquet", 3)
+    assert len(documents) == 30 and documents == sample_documents(run / "data" / "documents-train.parquet", 3)
     with pytest.raises(UserError, match=r"missing\.parquet"):
-        read_documents(tmp_path / "missing.parquet", 1)
+        sample_documents(tmp_path / "missing.parquet", 1)

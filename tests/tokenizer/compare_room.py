@@ -6,7 +6,7 @@ import sysconfig
 from pathlib import Path
 
 from ikirere.recipe.sections import Tokenizer as Config
-from ikirere.tokenizer.compare import Document
+from ikirere.tokenizer.comparison import Document
 from ikirere.tokenizer.train import train_tokenizer
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])

@@ -19,7 +19,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
-from ikirere.tokenizer import worker
+from ikirere.tokenizer import bpe, worker
 from ikirere.tokenizer.base import Tokenizer, byte_characters
 from ikirere.tokenizer.pretrained import from_ranks
 from ikirere.tokenizer.specials import SPECIALS
@@ -113,7 +113,7 @@ def test_training_reports_how_far_it_is(tmp_path: Path) -> None:
 def test_a_trainer_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "sys", type("Python", (), {"executable": "/bin/false"}))
     with pytest.raises(UserError, match="training ended early"):
-        worker.learn_apart("bpe", ["text"], 300, True, tmp_path)
+        worker.learn_apart(bpe.learn, ["text"], 300, True, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

@@ -21,23 +21,28 @@ PART = ".part"  # ending of what is not complete yet
 
 
 @contextmanager
-def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
-    """A handle ("w": UTF-8 text, "wb": bytes) whose content gets the name `path` when the block ends without an error.
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write a file at, which gets the name `path` when the block ends without an error.
 
-    The folder must exist. OSError is passed on; nothing is left behind then.
+    The folder must exist. OSError is passed on; no temporary file is left then.
     """
     temporary = path.with_name(path.name + PART)
-    encoding = None if "b" in mode else "utf-8"
     try:
-        with temporary.open(mode, encoding=encoding) as handle:
-            yield handle
-            handle.flush()
-            os.fsync(handle.fileno())
+        yield temporary
+        sync_file(temporary)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def atomic(path: Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """A handle ("w": UTF-8 text, "wb": bytes) of `atomic_path`."""
+    encoding = None if "b" in mode else "utf-8"
+    with atomic_path(path) as temporary, temporary.open(mode, encoding=encoding) as handle:
+        yield handle
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic_path
 from ikirere.errors import UserError
 
 DOCUMENT_SCHEMA = pa.schema(
@@ -22,6 +25,7 @@ DOCUMENT_SCHEMA = pa.schema(
     + [("order", pa.int64())]
 )
 ROW_GROUP_BYTES = 8_000_000  # text per row group: what a reader holds at once
+BATCH_ROWS = 256  # rows that `read_documents` holds at once
 
 
 @dataclass(slots=True)
@@ -62,17 +66,13 @@ class Document:
 
 
 class TableWriter:
-    """Writes rows to Parquet under a temporary name; the file has its name only once it is whole.
-
-    A context manager; after an error the temporary file is removed and the name is left as it was.
-    """
+    """Writes rows to Parquet; a context manager. The file has its name only once it is whole (`common.files.atomic_path`)."""
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.path, self.schema = path, schema
-        self.part = path.with_name(path.name + ".part")
-        self.writer = pq.ParquetWriter(self.part, schema, compression="zstd")
         self.rows: list[Mapping[str, Any]] = []
         self.size = 0
+        self._opened = ExitStack()
 
     def add(self, row: Mapping[str, Any]) -> None:
         self.rows.append(row)
@@ -86,25 +86,35 @@ class TableWriter:
         self.rows, self.size = [], 0
 
     def __enter__(self) -> TableWriter:
+        part = self._opened.enter_context(atomic_path(self.path))
+        self.writer = self._opened.enter_context(pq.ParquetWriter(part, self.schema, compression="zstd"))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            if error is None and self.rows:
+        with self._opened:
+            if error is not None:
+                raise error
+            if self.rows:
                 self._flush()
-            self.writer.close()
-            if error is None:
-                self.part.replace(self.path)
-        finally:
-            self.part.unlink(missing_ok=True)
 
 
-def read_rows(path: Path, columns: list[str] | None = None, rows: int = 256) -> Iterator[dict[str, Any]]:
-    """Rows of a Parquet file, a few hundred in memory at a time. Raises UserError where it cannot be read."""
+def read_documents(
+    path: Path, columns: Sequence[str] | None = None, seed: int | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a Parquet file of documents, a few hundred in memory at a time; with a seed, its row groups in an order
+    drawn from it. Raises UserError where the file cannot be read or lacks a column."""
     try:
-        for batch in pq.ParquetFile(path).iter_batches(batch_size=rows, columns=columns):
-            yield from batch.to_pylist()
-    except (OSError, pa.ArrowException) as error:
+        with pq.ParquetFile(path) as file:
+            if missing := set(columns or ()) - set(file.schema_arrow.names):
+                raise UserError(
+                    f"{path}: has no column {', '.join(sorted(missing))}; run the data stage again"
+                )
+            groups = list(range(file.num_row_groups))
+            if seed is not None:
+                random.Random(seed).shuffle(groups)
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=groups, columns=columns and list(columns)):
+                yield from batch.to_pylist()
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None

@@ -15,7 +15,7 @@ from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_model, load_pretrained
 from ikirere.model.recursive import RecursiveModel
 from ikirere.posttrain.generate import conversations
-from ikirere.posttrain.stage_rows import read_documents
+from ikirere.posttrain.stage_rows import sample_documents
 from ikirere.pretrain import recursive
 from ikirere.pretrain.evaluate import bits_per_byte
 from ikirere.programme.metrics import Metric
@@ -141,7 +141,7 @@ def _rows(context: StageContext) -> dict[str, list[Any]]:
         return {}
     if "data" not in context.inputs:
         raise UserError("stages: evaluate.questions needs the stage data before evaluate")
-    documents = read_documents(context.inputs["data"] / DOCUMENTS, context.seed)
+    documents = sample_documents(context.inputs["data"] / DOCUMENTS, context.seed)
     rows: dict[str, list[Any]] = {}
     for kind, count in wanted.items():
         rows[kind] = list(conversations(kind, count, context.seed, "heldout", documents))

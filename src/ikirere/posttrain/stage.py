@@ -19,7 +19,7 @@ from ikirere.posttrain.onpolicy import sampled_pairs
 from ikirere.posttrain.pairs import PairRow, encode_pairs, made_pairs, read_pairs
 from ikirere.posttrain.rows import encode_all, read_conversations
 from ikirere.posttrain.sft import SftSource
-from ikirere.posttrain.stage_rows import files_fingerprint, fingerprint, mixed, read_documents, shares
+from ikirere.posttrain.stage_rows import files_fingerprint, fingerprint, mixed, sample_documents, shares
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
@@ -187,9 +187,9 @@ class SftStage(Stage):
         counts = shares(config.mixture, max(1, config.rows - len(read)))
         held = dict.fromkeys(counts, HELDOUT_PER_KIND)
         with context.progress("conversations", sum(counts.values()) + sum(held.values()), "rows") as bar:
-            documents = read_documents(data / "documents-train.parquet", context.seed)
+            documents = sample_documents(data / "documents-train.parquet", context.seed)
             rows = mixed(counts, context.seed, "train", documents, context.say, bar.advance)
-            documents = read_documents(data / "documents-heldout.parquet", context.seed)
+            documents = sample_documents(data / "documents-heldout.parquet", context.seed)
             heldout = mixed(held, context.seed, "heldout", documents, context.say, bar.advance)
         rows += read
         context.write_rows(TRAIN, rows)

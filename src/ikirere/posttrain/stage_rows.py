@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
-import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
+from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
 from ikirere.posttrain.generate import KINDS, Row, Split, conversations
 
 DOCUMENT_BYTES = 64_000_000  # of text read from the data stage; more would bring no other questions
 
 
-def read_documents(path: Path, seed: int) -> list[dict[str, Any]]:
-    """`text`, `path` and `domain` of the documents of a Parquet file, whole row groups in an order of the seed,
-    up to about DOCUMENT_BYTES. Raises UserError where the file cannot be read."""
-    try:
-        file = pq.ParquetFile(path)
-        order = list(range(file.num_row_groups))
-        random.Random(seed).shuffle(order)
-        documents: list[dict[str, Any]] = []
-        read = 0
-        for group in order:
-            rows = file.read_row_group(group, columns=["text", "path", "domain"]).to_pylist()
-            documents += rows
-            read += sum(len(row["text"]) for row in rows)
-            if read >= DOCUMENT_BYTES:
-                break
-        return documents
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); run the data stage again"
-        ) from None
+def sample_documents(path: Path, seed: int) -> list[dict[str, Any]]:
+    """`text`, `path` and `domain` of documents of a Parquet file, row groups in an order of the seed, up to about
+    DOCUMENT_BYTES. Raises UserError where the file cannot be read."""
+    documents: list[dict[str, Any]] = []
+    read = 0
+    for row in read_documents(path, ("text", "path", "domain"), seed):
+        documents.append(row)
+        read += len(row["text"])
+        if read >= DOCUMENT_BYTES:
+            break
+    return documents
 
 
 def shares(weights: Mapping[str, float], total: int) -> dict[str, int]:

@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import tokenizers
 
+from ikirere.common.files import write_text
 from ikirere.errors import UserError
 from ikirere.tokenizer.indent import MARKS, LineDecoder, lay_out
 from ikirere.tokenizer.sentencepiece_encoder import FastEncoder, Ids, Unsuitable
@@ -144,9 +145,7 @@ class Tokenizer:
             TEMPLATE_FILE: template,
         }
         for name, content in files.items():
-            temporary = target / f"{name}.part"
-            temporary.write_text(content, encoding="utf-8", newline="")
-            temporary.replace(target / name)
+            write_text(target / name, content)
 
     # ------------------------------------------------------------ text to ids
 

@@ -44,7 +44,7 @@ def define(
             f"tokenizer.vocab_size: {config.vocab_size} is too small for byte-level BPE; "
             f"{len(SPECIALS)} special tokens and 256 bytes leave no merge; give more than {SMALLEST}"
         )
-    learnt = learn_apart("bpe", texts, config.vocab_size - len(SPECIALS), config.split_digits, work)
+    learnt = learn_apart(learn, texts, config.vocab_size - len(SPECIALS), config.split_digits, work)
     merges = [(left, right) for left, right in learnt]
     wanted = config.vocab_size - SMALLEST
     if len(_tokens(merges)) < wanted:

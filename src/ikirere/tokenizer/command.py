@@ -9,23 +9,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
 from ikirere.recipe.load import load_recipe
 from ikirere.tokenizer.base import FILE, Tokenizer
-from ikirere.tokenizer.compare import (
-    Arm,
-    Comparison,
-    Criterion,
-    Document,
-    default_criteria,
-    fingerprint,
-)
 from ikirere.tokenizer.compare import compare as compare_arms
+from ikirere.tokenizer.compare import fingerprint
+from ikirere.tokenizer.comparison import Arm, Comparison, Criterion, Document, default_criteria
 from ikirere.tokenizer.comparison_markdown import domains
-from ikirere.tokenizer.corpus import choose, read_documents
+from ikirere.tokenizer.corpus import choose
 from ikirere.tokenizer.report import ALL, TOGETHER, Figures, count_document, measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
-from ikirere.tokenizer.vocabularies import Own, Vocabulary, name_of, read_vocabulary
+from ikirere.tokenizer.vocabularies import Own, name_of, read_vocabulary
+from ikirere.tokenizer.vocabulary import Vocabulary
 
 TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
 Say = Callable[[str], None]

@@ -16,165 +16,35 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import math
-import operator
 import platform
-import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ikirere.errors import Refused, UserError
+from ikirere.common.files import file_sha256, write_json, write_rows, write_text
+from ikirere.common.intervals import inside_noise
+from ikirere.errors import UserError
+from ikirere.tokenizer.comparison import (
+    OPERATORS,
+    PAGE,
+    REPORT,
+    ROWS,
+    SPEED,
+    Arm,
+    Comparison,
+    Criterion,
+    CriterionResult,
+    Document,
+    Plan,
+    Verdict,
+    content_hash,
+)
 from ikirere.tokenizer.comparison_markdown import render
-from ikirere.tokenizer.report import CONFIDENCE, METRICS, RESAMPLES, TOGETHER, Figures, count_document
-from ikirere.tokenizer.vocabularies import Vocabulary, read_vocabulary
-
-PLAN, ROWS, SPEED, REPORT, PAGE = "plan.json", "rows.jsonl", "speed.jsonl", "report.json", "report.md"
-Verdict = Literal["PASS", "MISS", "INSIDE NOISE", "NOT RUN"]
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
-_CRITERION = re.compile(r"\s*([a-z_]+)(?:/(\S+))?\s*(>=|<=|==|>|<)\s*([^\s=].*?)\s*")
-
-
-@dataclass(frozen=True)
-class Document:
-    """A text that is measured; `domain` groups figures (code, text, ...)."""
-
-    id: str
-    domain: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is compared. Candidates are judged; the others are there to compare with."""
-
-    name: str
-    spec: str  # what `read_vocabulary` is given
-    candidate: bool
-    sha256: str | None = None  # of a candidate's file, so that a plan is for this one and not its successor
-
-
-@dataclass(frozen=True)
-class Criterion:
-    """`metric` (with /domain, or over all documents) of a candidate against a number or another arm's."""
-
-    metric: str
-    op: str
-    target: float | str
-
-    @classmethod
-    def parse(cls, text: str) -> Criterion:
-        """`bytes_per_token/code >= 4.1` or `tokens_per_line/code <= llama-3`. Raises UserError."""
-        found = _CRITERION.fullmatch(text)
-        if not found or found[1] not in METRICS:
-            hint = "; speed differs from machine to machine and is only reported" if "mb_per" in text else ""
-            raise UserError(
-                f"criterion {text!r}: give METRIC[/DOMAIN] OP TARGET with a metric of {', '.join(METRICS)}, "
-                f"one of {' '.join(OPERATORS)}, and a number or an arm's name{hint}"
-            )
-        try:
-            number = float(found[4])
-        except ValueError:
-            number = math.nan
-        target = number if math.isfinite(number) else found[4]
-        return cls(f"{found[1]}/{found[2]}" if found[2] else found[1], found[3], target)
-
-    def __str__(self) -> str:
-        target = self.target if isinstance(self.target, str) else f"{self.target:g}"
-        return f"{self.metric} {self.op} {target}"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that decides a comparison, fixed before it is measured."""
-
-    arms: tuple[Arm, ...]
-    criteria: tuple[Criterion, ...]
-    documents: Mapping[str, Any]  # count, bytes, sha256
-    seed: int = 0
-    resamples: int = RESAMPLES
-    confidence: float = CONFIDENCE
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @property
-    def sha256(self) -> str:
-        return _hash(self.to_json())
-
-    def lock(self, folder: Path) -> None:
-        """Write plan.json, or find the same plan there. Raises Refused where another one was locked."""
-        file = folder / PLAN
-        if file.exists():
-            locked = _read(file)
-            if not isinstance(locked, dict) or locked.get("sha256") != _hash(locked.get("plan")):
-                raise Refused(f"{file}: was altered after it was locked; give another --out")
-            here = json.loads(json.dumps(self.to_json()))
-            if differ := [key for key in here if here[key] != locked["plan"].get(key)]:
-                raise Refused(
-                    f"{file}: was locked with other {', '.join(differ)}; criteria are written before numbers, so "
-                    "give another --out for another plan"
-                )
-        elif left := [name for name in (ROWS, SPEED, REPORT, PAGE) if (folder / name).exists()]:
-            raise Refused(f"{folder}: holds {left[0]} and no {PLAN}; give another --out")
-        else:
-            _write(file, _pretty({"plan": self.to_json(), "sha256": self.sha256}))
-        report = folder / REPORT
-        if report.exists() and _read(report).get("plan_sha256") != self.sha256:
-            raise Refused(f"{report}: was made under another plan; give another --out")
-
-
-@dataclass(frozen=True)
-class CriterionResult:
-    """A criterion on one candidate. value, low, high: of the figure, or of its difference from the target arm."""
-
-    arm: str
-    criterion: str
-    verdict: Verdict
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    reason: str = ""
-
-
-@dataclass
-class Comparison:
-    """What came out. `figures` has `get` and `difference`; speed is MB per processor second, by arm."""
-
-    plan: Plan
-    figures: Figures
-    vocabularies: Mapping[str, Mapping[str, Any]]  # arm -> vocab_size, library, sha256
-    missing: Mapping[str, str]  # arm -> why it was not measured
-    speed: Mapping[str, float]
-    verdicts: list[CriterionResult] = field(default_factory=list)
-
-    @property
-    def missed(self) -> bool:
-        return any(judged.verdict == "MISS" for judged in self.verdicts)
-
-
-def default_criteria(baseline: str | None, domains: Iterable[str]) -> tuple[Criterion, ...]:
-    """At least the baseline's compression (of code, where there is code), and nothing lost."""
-    where = "/code" if "code" in set(domains) else ""
-    against = (
-        (
-            Criterion(f"bytes_per_token{where}", ">=", baseline),
-            Criterion(f"tokens_per_line{where}", "<=", baseline),
-        )
-        if baseline
-        else ()
-    )
-    zero = ("round_trip_failures", "parity_failures", "unknown_tokens")
-    return (*against, *(Criterion(name, "==", 0.0) for name in zero))
+from ikirere.tokenizer.report import RESAMPLES, TOGETHER, Figures, count_document
+from ikirere.tokenizer.vocabularies import read_vocabulary
+from ikirere.tokenizer.vocabulary import Vocabulary
 
 
 def compare(
@@ -206,8 +76,8 @@ def compare(
     for name, vocabulary in vocabularies.items():
         rows[name] = _count(vocabulary, chosen, timed)
         say(f"{name}: {sum(row['tokens'] for row in rows[name]):,} tokens")
-    _write(folder / ROWS, _lines(row for arm in rows.values() for row in arm))
-    _write(folder / SPEED, _lines(timed))
+    write_rows(folder / ROWS, (row for arm in rows.values() for row in arm))
+    write_rows(folder / SPEED, timed)
     comparison = Comparison(
         plan,
         Figures(rows, {name: v.vocab_size for name, v in vocabularies.items()}, seed, resamples),
@@ -225,8 +95,8 @@ def compare(
         for criterion in criteria
         if criterion.target != arm.name
     ]
-    _write(folder / REPORT, _pretty(_summary(comparison, folder)))
-    _write(folder / PAGE, render(comparison))
+    write_json(folder / REPORT, _summary(comparison, folder))
+    write_text(folder / PAGE, render(comparison))
     return comparison
 
 
@@ -235,7 +105,7 @@ def fingerprint(documents: Iterable[Document]) -> dict[str, Any]:
     digest, count, size = hashlib.sha256(), 0, 0
     for document in documents:
         data = document.text.encode()
-        digest.update(_hash([document.id, document.domain, hashlib.sha256(data).hexdigest()]).encode())
+        digest.update(content_hash([document.id, document.domain, hashlib.sha256(data).hexdigest()]).encode())
         count, size = count + 1, size + len(data)
     return {"count": count, "bytes": size, "sha256": digest.hexdigest()}
 
@@ -259,7 +129,7 @@ def judge(comparison: Comparison, criterion: Criterion, arm: str) -> CriterionRe
 
 def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:
     """As the programme's gates judge: a target inside a band that has a width is INSIDE NOISE."""
-    if low is not None and high is not None and low < high and low <= target <= high:
+    if inside_noise(target, low, high):
         return "INSIDE NOISE"
     return "PASS" if OPERATORS[op](value, target) else "MISS"
 
@@ -323,7 +193,7 @@ def _rate(timed: Sequence[Mapping[str, Any]]) -> float:
 def _summary(comparison: Comparison, folder: Path) -> dict[str, Any]:
     return {
         "plan_sha256": comparison.plan.sha256,
-        "rows_sha256": hashlib.sha256((folder / ROWS).read_bytes()).hexdigest(),
+        "rows_sha256": file_sha256(folder / ROWS),
         "vocabularies": comparison.vocabularies,
         "not_run": comparison.missing,
         "figures": [asdict(figure) | {"name": figure.name} for figure in comparison.figures.found.values()],
@@ -331,29 +201,3 @@ def _summary(comparison: Comparison, folder: Path) -> dict[str, Any]:
         "verdicts": [asdict(judged) for judged in comparison.verdicts],
         "environment": {"python": platform.python_version(), "machine": platform.machine()},
     }
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _pretty(value: Any) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-
-
-def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def _read(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); give another --out") from None
-
-
-def _write(file: Path, text: str) -> None:
-    temporary = file.with_name(f"{file.name}.part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)

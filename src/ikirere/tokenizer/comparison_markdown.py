@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
+from ikirere.tokenizer.comparison import Comparison, CriterionResult
 from ikirere.tokenizer.report import ALL, COUNTS, RATIOS, USE, Figure, Figures
-
-if TYPE_CHECKING:
-    from ikirere.tokenizer.compare import Comparison, CriterionResult
 
 NOT_MEASURED = "not measured"
 NAMES = {

@@ -8,12 +8,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-
+from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
-
-BATCH = 256  # documents read at once
 
 
 @dataclass(frozen=True)
@@ -31,18 +27,6 @@ class Sample:
             if size := self.bytes_of.get(row["id"], 0):
                 data = row["text"].encode()
                 yield row["text"] if len(data) <= size else data[:size].decode(errors="ignore")
-
-
-def read_documents(parquet: Path, columns: tuple[str, ...]) -> Iterator[dict[str, str]]:
-    """Rows of a documents file. Raises UserError where it is missing, damaged or lacks a column."""
-    try:
-        with pq.ParquetFile(parquet) as file:
-            for batch in file.iter_batches(batch_size=BATCH, columns=list(columns)):
-                yield from batch.to_pylist()
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{parquet}: cannot be read as documents with {', '.join(columns)} ({error})"
-        ) from None
 
 
 def choose(parquet: Path, train_bytes: int, mixture: Mapping[str, float], seed: int) -> Sample:
@@ -79,15 +63,7 @@ def choose(parquet: Path, train_bytes: int, mixture: Mapping[str, float], seed: 
 def _sizes(parquet: Path, seed: int) -> dict[str, list[tuple[bytes, str, int]]]:
     """(order, id, bytes) of each document, by domain."""
     found: dict[str, list[tuple[bytes, str, int]]] = defaultdict(list)
-    try:
-        with pq.ParquetFile(parquet) as file:
-            for batch in file.iter_batches(batch_size=BATCH, columns=["id", "domain", "text"]):
-                sizes = pc.binary_length(batch.column("text")).to_pylist()
-                for name, domain, size in zip(
-                    batch.column("id").to_pylist(), batch.column("domain").to_pylist(), sizes
-                ):
-                    order = hashlib.sha256(f"{seed}:{name}".encode()).digest()[:8]
-                    found[domain].append((order, name, size))
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{parquet}: cannot be read as documents ({error})") from None
+    for row in read_documents(parquet, ("id", "domain", "text")):
+        order = hashlib.sha256(f"{seed}:{row['id']}".encode()).digest()[:8]
+        found[row["domain"]].append((order, row["id"], len(row["text"].encode())))
     return found

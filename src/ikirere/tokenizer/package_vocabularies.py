@@ -4,15 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING
 
 from ikirere.errors import UserError
-
-if TYPE_CHECKING:
-    from ikirere.tokenizer.vocabularies import Vocabulary
+from ikirere.tokenizer.vocabulary import Vocabulary, version_of
 
 
 class Package:
@@ -109,10 +105,3 @@ PACKAGES: dict[str, Callable[[str, str], Vocabulary]] = {
     "rs_bpe": _rs_bpe,
     "mistral": _mistral,
 }
-
-
-def version_of(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "(unknown version)"

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.vocabularies import Own, Vocabulary
+from ikirere.tokenizer.vocabularies import Own
+from ikirere.tokenizer.vocabulary import Vocabulary
 
 TOGETHER = 64  # documents encoded at once
 RESAMPLES = 1000

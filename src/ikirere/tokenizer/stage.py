@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ikirere.common.files import file_sha256, read_rows
+from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Progress, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import FILE, Tokenizer
-from ikirere.tokenizer.corpus import choose, read_documents
+from ikirere.tokenizer.corpus import choose
 from ikirere.tokenizer.report import measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
 

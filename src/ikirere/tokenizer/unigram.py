@@ -79,8 +79,8 @@ def define(
         )
     wanted = config.vocab_size - len(FIXED)
     listen = _Rounds(wanted, progress) if progress else None
-    kind = "unigram-lines" if config.indent_transform else "unigram"
-    learnt: Pieces = learn_apart(kind, texts, wanted, config.split_digits, work, listen)
+    learner = learn_lines if config.indent_transform else learn
+    learnt: Pieces = learn_apart(learner, texts, wanted, config.split_digits, work, listen)
     if len(learnt) < wanted:
         raise UserError(
             f"tokenizer.vocab_size: {config.vocab_size} is more than this text supports; "

@@ -15,25 +15,26 @@ Text is encoded as text everywhere: no spelling of a special token becomes that 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tokenizers
 from tokenizers import Regex, decoders, models, pre_tokenizers
 
+from ikirere.common.files import file_sha256
 from ikirere.errors import UserError
 from ikirere.tokenizer import bpe
 from ikirere.tokenizer.base import FILE, Tokenizer, byte_characters
 from ikirere.tokenizer.gguf import read_gguf
-from ikirere.tokenizer.package_vocabularies import PACKAGES, version_of
+from ikirere.tokenizer.package_vocabularies import PACKAGES
 from ikirere.tokenizer.pretrained import from_ranks
 from ikirere.tokenizer.specials import SPECIALS
+from ikirere.tokenizer.vocabulary import Vocabulary, version_of
 
 ACCEPTED = (
     "a folder or file with tokenizer.json, FILE.gguf, tiktoken:NAME, FILE.tiktoken, rs_bpe:o200k, rs_bpe:cl100k "
@@ -41,26 +42,6 @@ ACCEPTED = (
 )
 _RANKS = re.compile(r"(.+\.tiktoken)(?::([^:/]*))?")
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
-
-
-class Vocabulary(Protocol):
-    """What the comparison needs of a vocabulary. Ids are Python ints in [0, vocab_size)."""
-
-    name: str
-    library: str  # what encodes, with its version
-    sha256: str | None  # of the file that was read; None where a package carries it
-    vocab_size: int  # special tokens included
-    single_bytes: frozenset[int]  # ids that stand for exactly one byte of text
-    unknown: int | None  # id for what cannot be spelled; None where there is none
-
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; none stands for a special token."""
-
-    def decode(self, ids: Sequence[int]) -> str | None:
-        """Text of the ids; None where the library gives none."""
-
-    def parity(self, text: str, ids: Sequence[int]) -> bool | None:
-        """Whether the encoder of record gives these ids; None for a vocabulary that is not ours."""
 
 
 def read_vocabulary(spec: str | Path, name: str | None = None) -> Vocabulary:
@@ -166,7 +147,7 @@ class Public:
 
         self.name = name
         self.library = f"tokenizers {tokenizers.__version__}"
-        self.sha256: str | None = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.sha256: str | None = file_sha256(file)
         self.vocab_size = max(backend.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.single_bytes = frozenset(i for token, i in vocabulary.items() if one_byte(token))
         self.unknown = _unknown(backend, tree["model"])

@@ -9,6 +9,7 @@ The trainers are native code that does not look at signals; inside the main proc
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -22,32 +23,24 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from ikirere.common.files import write_text
 from ikirere.errors import UserError
 
-Learn = Callable[..., Any]
-
-
-def learners() -> dict[str, Learn]:
-    """What can be learnt here: name -> function(texts, size, split_digits) -> something JSON can hold.
-
-    The texts are read from the disk each time that the function goes through them.
-    """
-    from ikirere.tokenizer import bpe, unigram
-
-    return {"bpe": bpe.learn, "unigram": unigram.learn, "unigram-lines": unigram.learn_lines}
+Learn = Callable[[Iterable[str], int, bool], Any]
 
 
 def learn_apart(
-    kind: str,
+    learn: Learn,
     texts: Iterable[str],
     size: int,
     split_digits: bool,
     work: Path,
     listen: Callable[[str], None] | None = None,
 ) -> Any:
-    """Run one of `learners()` in a child process and give back its result.
+    """Run `learn(texts, size, split_digits)` in a child process and give back its result.
 
-    work: folder for the corpus while it is used. listen: gets each line of the trainer's log.
+    learn: a function of a module (the child imports it by name) whose result JSON can hold. The texts are read from the
+    disk each time that it goes through them. work: folder for the corpus while it is used. listen: gets each line of the trainer's log.
     Raises UserError where there is no text, or the child fails (with its last line).
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -60,7 +53,8 @@ def learn_apart(
                 "tokenizer: there is no text to train on; check data.sources and tokenizer.mixture"
             )
         job = {
-            "kind": kind,
+            "module": learn.__module__,
+            "function": learn.__name__,
             "corpus": str(corpus),
             "result": str(result),
             "size": size,
@@ -123,11 +117,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_leave_with, args=(int(sys.argv[1]),), daemon=True).start()
     job = json.load(sys.stdin)
-    learnt = learners()[job["kind"]](_Texts(Path(job["corpus"])), job["size"], job["split_digits"])
-    result = Path(job["result"])
-    temporary = result.with_name(result.name + ".part")
-    temporary.write_text(json.dumps(learnt), encoding="utf-8")
-    temporary.replace(result)
+    learn: Learn = getattr(importlib.import_module(job["module"]), job["function"])
+    learnt = learn(_Texts(Path(job["corpus"])), job["size"], job["split_digits"])
+    write_text(Path(job["result"]), json.dumps(learnt))
 
 
 if __name__ == "__main__":

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 
-_STRIDE = np.uint64(0x9E3779B97F4A7C15)
+from ikirere.common.splitmix import GOLDEN, splitmix
+
 _HALF = np.uint64(32)
 _ROUNDS = 12  # with fewer, some orders of half a dozen places come far more often than others
-
-
-def _mixed(x: np.ndarray) -> np.ndarray:
-    """The finaliser of SplitMix64 (Steele, Lea and Flood 2014) on uint64, in place."""
-    x ^= x >> np.uint64(30)
-    x *= np.uint64(0xBF58476D1CE4E5B9)
-    x ^= x >> np.uint64(27)
-    x *= np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return x
 
 
 def keyed(*numbers: int | np.ndarray) -> np.ndarray:
     """A uint64 key of each combination of integers, which may be arrays."""
     key = np.zeros(1, dtype=np.uint64)
     for number in numbers:
-        key = _mixed(key + _STRIDE + np.asarray(number).astype(np.uint64))
+        key = splitmix(key + GOLDEN + np.asarray(number).astype(np.uint64))
     return key
 
 
@@ -42,9 +33,9 @@ def permuted(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray
         halves = np.divmod(place[walking], width)
         sizes = a[walking], width
         for turn in range(_ROUNDS):
-            secret += _STRIDE
+            secret += GOLDEN
             moved, limit, other = halves[turn % 2], sizes[turn % 2], halves[1 - turn % 2]
-            drawn = _mixed(secret ^ other)
+            drawn = splitmix(np.bitwise_xor(secret, other))
             drawn >>= _HALF
             drawn *= limit
             drawn >>= _HALF  # a number below the limit, which is below 2^32

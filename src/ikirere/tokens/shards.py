@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from ikirere.common.arrays import save_arrays
+from ikirere.common.files import atomic, file_sha256, write_json
+from ikirere.corpus.document import read_documents
 from ikirere.corpus.seal import Side, check_seal
 from ikirere.errors import UserError
 
@@ -78,27 +80,19 @@ class Shard:
     def total_tokens(self) -> int:
         return int(self.offsets[-1])
 
-    @property
-    def total_bytes(self) -> int:
-        return int(self.n_bytes.sum())
-
 
 class _Writer:
-    """Grows one shard under temporary names."""
+    """Grows one shard; its files get their names when `opened` ends without an error."""
 
-    def __init__(self, folder: Path, stem: str, dtype: np.dtype) -> None:
+    def __init__(self, folder: Path, stem: str, dtype: np.dtype, opened: ExitStack) -> None:
         self.bin, self.npz = folder / f"{stem}.bin", folder / f"{stem}.npz"
         self.dtype = dtype
-        self.handle: BinaryIO = self._part(self.bin).open("wb")
+        self.handle = opened.enter_context(atomic(self.bin, "wb"))
         self.digest = hashlib.sha256()
         self.lengths: list[int] = []
         self.n_bytes: list[int] = []
         self.ids: list[str] = []
         self.families: list[str] = []
-
-    @staticmethod
-    def _part(path: Path) -> Path:
-        return path.with_name(path.name + ".part")
 
     def add(self, ids: list[int], eos: int, n_bytes: int, identity: str, family: str) -> None:
         data = np.array([*ids, eos], dtype=self.dtype).tobytes()
@@ -109,54 +103,35 @@ class _Writer:
         self.ids.append(identity)
         self.families.append(family)
 
-    def close(self) -> dict[str, Any]:
-        _sync_close(self.handle)
+    def entry(self) -> dict[str, Any]:
+        """Writes the index of the finished shard; its entry of the manifest."""
         offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int64)
-        with self._part(self.npz).open("wb") as handle:
-            np.savez(
-                handle,
-                offsets=offsets,
-                n_bytes=np.array(self.n_bytes, dtype=np.int64),
-                ids=np.array(self.ids, dtype="S32"),
-                families=np.array(self.families, dtype="S32"),
-            )
-            handle.flush()
-            os.fsync(handle.fileno())
-        for path in (self.bin, self.npz):
-            self._part(path).replace(path)
+        save_arrays(
+            self.npz,
+            offsets=offsets,
+            n_bytes=np.array(self.n_bytes, dtype=np.int64),
+            ids=np.array(self.ids, dtype="S32"),
+            families=np.array(self.families, dtype="S32"),
+        )
         return {
             "documents": len(self.lengths),
             "tokens": int(offsets[-1]),
             "bytes": sum(self.n_bytes),
             "dtype": self.dtype.name,
-            "files": {self.bin.name: self.digest.hexdigest(), self.npz.name: _sha256(self.npz)},
+            "files": {self.bin.name: self.digest.hexdigest(), self.npz.name: file_sha256(self.npz)},
         }
 
 
-def _sync_close(handle: BinaryIO) -> None:
-    handle.flush()
-    os.fsync(handle.fileno())
-    handle.close()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
 def _text_batches(parquet: Path) -> Iterator[list[dict[str, Any]]]:
-    """Rows (id, text, domain) in groups of about ENCODE_BYTES of text."""
+    """Rows (id, text, domain, family) in groups of about ENCODE_BYTES of text."""
     rows: list[dict[str, Any]] = []
     size = 0
-    file = pq.ParquetFile(parquet)
-    columns = [c for c in ("id", "text", "domain", "family") if c in file.schema_arrow.names]
-    for batch in file.iter_batches(batch_size=256, columns=columns):
-        for row in batch.to_pylist():
-            rows.append(row)
-            size += len(row["text"])
-            if size >= ENCODE_BYTES:
-                yield rows
-                rows, size = [], 0
+    for row in read_documents(parquet):
+        rows.append(row)
+        size += len(row["text"])
+        if size >= ENCODE_BYTES:
+            yield rows
+            rows, size = [], 0
     if rows:
         yield rows
 
@@ -182,15 +157,17 @@ def write_shards(
     shards: list[dict[str, Any]] = []
     for split, path in parquet.items():
         writers: dict[str, _Writer] = {}
-        for rows in _text_batches(path):
-            for row, ids in zip(rows, tokenizer.encode_batch([r["text"] for r in rows]), strict=True):
-                domain = row["domain"]
-                if domain not in writers:
-                    writers[domain] = _Writer(folder, f"{_file_stem(domain)}-{split}", dtype)
-                n_bytes = len(row["text"].encode())
-                writers[domain].add(ids, tokenizer.eos, n_bytes, row["id"], row.get("family") or row["id"])
-                advance(n_bytes)
-        shards += [{"domain": d, "split": split} | writers[d].close() for d in sorted(writers)]
+        with ExitStack() as opened:
+            for rows in _text_batches(path):
+                for row, ids in zip(rows, tokenizer.encode_batch([r["text"] for r in rows]), strict=True):
+                    domain, n_bytes = row["domain"], len(row["text"].encode())
+                    if domain not in writers:
+                        writers[domain] = _Writer(folder, f"{_file_stem(domain)}-{split}", dtype, opened)
+                    writers[domain].add(
+                        ids, tokenizer.eos, n_bytes, row["id"], row.get("family") or row["id"]
+                    )
+                    advance(n_bytes)
+        shards += [{"domain": d, "split": split} | writers[d].entry() for d in sorted(writers)]
     manifest = {
         "format": FORMAT,
         "tokenizer": tokenizer.sha256,
@@ -201,12 +178,7 @@ def write_shards(
     if seal is not None:
         check_seal(seal, _sides(folder, shards), str(folder))
     manifest["sha256"] = _manifest_hash(manifest)
-    part = folder / f"{MANIFEST}.part"
-    with part.open("wb") as handle:
-        handle.write(json.dumps(manifest, indent=1).encode())
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(folder / MANIFEST)
+    write_json(folder / MANIFEST, manifest)
     return manifest
 
 
@@ -294,5 +266,5 @@ def open_shards(
 def _check(path: Path, expected: str | None) -> None:
     if not path.is_file():
         raise UserError(f"{path}: missing, though the manifest lists it; run the shards stage again")
-    if expected is not None and _sha256(path) != expected:
+    if expected is not None and file_sha256(path) != expected:
         raise UserError(f"{path}: altered since it was written (sha256 differs); run the shards stage again")

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from ikirere.common.files import read_rows
-from ikirere.corpus.build.ingest import read_json
+from ikirere.common.files import read_json, read_rows
 from ikirere.corpus.build.split_documents import SEAL, SPLITS, documents_file
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe

@@ -25,7 +25,7 @@ from ikirere.corpus.build.split_documents import divide
 from ikirere.corpus.build.step_runner import StepFigures, gather, gather_pass, part_name, run_pass
 from ikirere.corpus.dedup.exact import VERDICTS, ApplyVerdicts, find_repeated
 from ikirere.corpus.executor import Engine
-from ikirere.corpus.readers.local import expand
+from ikirere.corpus.readers.files import expand
 from ikirere.corpus.steps import make_step
 from ikirere.corpus.steps.pii import redact
 from ikirere.corpus.steps.step import EXCERPT, RowStep, StepContext

@@ -6,13 +6,12 @@ Each manifest carries the hash of itself, and a mixture those of its sets, so th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ikirere.corpus.build.ingest import write_json
+from ikirere.common.files import file_sha256, json_sha256, write_json
 from ikirere.errors import UserError
 
 FORMAT = 1
@@ -21,9 +20,7 @@ FOLDER = "manifests"
 
 def file_entry(root: Path, name: str) -> dict[str, Any]:
     """A file as a manifest lists it."""
-    with (root / name).open("rb") as handle:
-        sha256 = hashlib.file_digest(handle, "sha256").hexdigest()
-    return {"path": name, "size": (root / name).stat().st_size, "sha256": sha256}
+    return {"path": name, "size": (root / name).stat().st_size, "sha256": file_sha256(root / name)}
 
 
 def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -32,8 +29,7 @@ def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_hash(manifest: Mapping[str, Any]) -> str:
-    body = {k: v for k, v in manifest.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return json_sha256({k: v for k, v in manifest.items() if k != "sha256"})
 
 
 def set_manifest(

@@ -9,7 +9,6 @@ A version that is there never changes: pushing other content under its name is r
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic_folder, atomic_path, read_json, write_text
 from ikirere.corpus.publish.manifest import (
     FOLDER,
     file_entry,
@@ -58,25 +58,16 @@ def pull(source: str, target: Path, say: Say = print) -> list[str]:
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: not empty; give a new folder")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with atomic_folder(target) as part:
         if source.startswith(HUB):
             _download(source, part)
         else:
             read_manifests(Path(source))
-            part.mkdir()
             for name in (FOLDER, "data"):
                 shutil.copytree(Path(source) / name, part / name)
             shutil.copy2(Path(source) / "README.md", part / "README.md")
         if wrong := verify(part):
             raise UserError(wrong[0].replace(str(part), source.rstrip("/")))
-        if target.exists():
-            target.rmdir()
-        part.replace(target)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     names = sorted(read_manifests(target))
     say(f"pulled {', '.join(names)} to {target}; every file as its manifest says")
     return names
@@ -98,7 +89,7 @@ def _export(data_folder: Path, target: Path, say: Say) -> list[str]:
             mixed = mixture_manifest(manifest["name"], manifest["version"], weights, sets)
             _unchanged(target, mixed)
             write_manifest(target, mixed)
-    (target / "README.md").write_text(readme(read_manifests(target)), encoding="utf-8")
+    write_text(target / "README.md", readme(read_manifests(target)))
     return sorted(manifests)
 
 
@@ -106,7 +97,7 @@ def _export_set(data_folder: Path, manifest: Mapping[str, Any], target: Path) ->
     place = f"data/{manifest['name']}/{manifest['version']}"
     old = path_of(target, manifest["name"], manifest["version"])
     if old.is_file():
-        known = json.loads(old.read_bytes())
+        known = read_json(old)
         if known["parents"] != [{"manifest": manifest["sha256"]}]:
             raise UserError(
                 f"{old}: {manifest['name']}:{manifest['version']} is there with other content, and a version never "
@@ -132,8 +123,8 @@ def _cut(source: Path, rows: Mapping[str, str], target: Path, name: str) -> dict
     """The rows of a set as a file of their own."""
     import pyarrow.compute as pc
 
-    part = target / f"{name}.part"
     with (
+        atomic_path(target / name) as part,
         pq.ParquetFile(source) as file,
         pq.ParquetWriter(part, file.schema_arrow, compression="zstd") as writer,
     ):
@@ -143,13 +134,12 @@ def _cut(source: Path, rows: Mapping[str, str], target: Path, name: str) -> dict
                 table = table.filter(pc.equal(table.column(column), value))
             if len(table):
                 writer.write_table(table)
-    part.replace(target / name)
     return file_entry(target, name)
 
 
 def _unchanged(target: Path, manifest: Mapping[str, Any]) -> None:
     path = path_of(target, manifest["name"], manifest["version"])
-    if path.is_file() and json.loads(path.read_bytes())["sha256"] != manifest["sha256"]:
+    if path.is_file() and read_json(path)["sha256"] != manifest["sha256"]:
         raise UserError(
             f"{path}: {manifest['name']}:{manifest['version']} is there with other content, and a version never "
             "changes; raise data.version"

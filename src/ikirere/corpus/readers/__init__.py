@@ -34,8 +34,8 @@ __all__ = [
 SOURCES = {
     "python-environment": "ikirere.corpus.readers.python_environment:PythonEnvironmentSource",
     "local": "ikirere.corpus.readers.local:LocalSource",
-    "jsonl": "ikirere.corpus.readers.formats.jsonl:JsonlSource",
-    "parquet": "ikirere.corpus.readers.formats.parquet:ParquetSource",
+    "jsonl": "ikirere.corpus.readers.local:JsonlSource",
+    "parquet": "ikirere.corpus.readers.local:ParquetSource",
     "hub": "ikirere.corpus.readers.hub:HubSource",
     "arc": "ikirere.corpus.readers.arc:ArcSource",
     "puzzles": "ikirere.corpus.readers.puzzles.source:PuzzleSource",

@@ -8,32 +8,27 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from ikirere.common.files import file_sha256
+from ikirere.common.mirror import VARIABLE, mirror
 from ikirere.corpus.readers.text import LINK, UNREADABLE, Skipped, printable
 from ikirere.errors import UserError
 
-MIRROR = "IKIRERE_DATA"
 HASHED_BYTES = (
     2_000_000_000  # a source up to this size is fingerprinted by content, a larger one by size and time
 )
 
 
-def mirror_folder() -> Path | None:
-    """The local mirror of corpora, or None where IKIRERE_DATA is not set."""
-    value = os.environ.get(MIRROR)
-    return Path(value) if value else None
-
-
 def expand(path: str, key: str, recipe_folder: Path) -> Path:
     """A path of the recipe: ${IKIRERE_DATA} replaced, relative ones taken from the recipe's folder.
     Raises UserError naming the key where the variable is not set."""
-    if f"${{{MIRROR}}}" in path:
-        mirror = mirror_folder()
-        if mirror is None:
+    if f"${{{VARIABLE}}}" in path:
+        root = mirror()
+        if root is None:
             raise UserError(
-                f"{key}: {path} needs the environment variable {MIRROR}, which is not set; "
+                f"{key}: {path} needs the environment variable {VARIABLE}, which is not set; "
                 "set it to the folder of the local mirror or give another path"
             )
-        path = path.replace(f"${{{MIRROR}}}", str(mirror))
+        path = path.replace(f"${{{VARIABLE}}}", str(root))
     return recipe_folder / Path(path).expanduser()
 
 
@@ -54,8 +49,7 @@ def hash_files(files: Iterable[tuple[Path, str]]) -> str:
         digest.update(shown.encode() + b"\0")
         try:
             if by_content:
-                with path.open("rb") as handle:
-                    digest.update(hashlib.file_digest(handle, "sha256").digest())
+                digest.update(bytes.fromhex(file_sha256(path)))
             else:
                 stat = path.stat()
                 digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from ikirere.common.mirror import VARIABLE, mirror
 from ikirere.corpus.document import Document
-from ikirere.corpus.readers.files import MIRROR, hash_files, mirror_folder, total_size
+from ikirere.corpus.readers.files import hash_files, total_size
 from ikirere.corpus.readers.formats.compressed import ending
 from ikirere.corpus.readers.formats.rows import Columns, Row, RowMapper, value
 from ikirere.corpus.readers.local import read_file
@@ -43,20 +44,20 @@ class HubSource:
 
     def mirror_files(self) -> list[tuple[Path, str]] | None:
         """Files that stand in for the dataset; None where there are none to be read."""
-        root = mirror_folder()
+        root = mirror()
         if root is None or self.config.mirror in (None, PYTHON_ENVIRONMENT):
             return None
         found = sorted(p for p in root.glob(str(self.config.mirror)) if p.is_file())
         if not found:
             raise UserError(
-                f"data.sources ({self.config.name}).mirror: no file below {MIRROR}={root} fits {self.config.mirror!r}; "
-                f"mend the pattern, or unset {MIRROR} to stream {self.wanted.name} from the hub"
+                f"data.sources ({self.config.name}).mirror: no file below {VARIABLE}={root} fits {self.config.mirror!r}; "
+                f"mend the pattern, or unset {VARIABLE} to stream {self.wanted.name} from the hub"
             )
         return [(path, path.relative_to(root).as_posix()) for path in found]
 
     def environment(self) -> PythonEnvironmentSource | None:
         """The interpreter's code, where it stands in for the dataset."""
-        if mirror_folder() is None or self.config.mirror != PYTHON_ENVIRONMENT:
+        if mirror() is None or self.config.mirror != PYTHON_ENVIRONMENT:
             return None
         config = PythonEnvironment(
             kind="python-environment", name=self.config.name, include=("code",), domain=self.config.domain
@@ -162,14 +163,14 @@ class HubSource:
 
     def _way_out(self, error: str) -> str:
         """What to do about an error of the hub's library."""
-        mirror = f"set {MIRROR} to a local mirror and give the source's `mirror` pattern"
+        mirrored = f"set {VARIABLE} to a local mirror and give the source's `mirror` pattern"
         if "gated" in error:
-            return f"accept its terms on its page and log in (`hf auth login`), or {mirror}"
+            return f"accept its terms on its page and log in (`hf auth login`), or {mirrored}"
         if "scripts are no longer supported" in error:
             return "it is read by a program, which is not run: name a copy of it in Parquet as `dataset`"
         if any(sign in error for sign in ("doesn't exist", "Bad split", "Unknown split", "BuilderConfig")):
-            return f"mend `dataset`, `config` or `split` (or log in, where it is private), or {mirror}"
-        return f"connect to the network (and log in where it is gated), or {mirror}"
+            return f"mend `dataset`, `config` or `split` (or log in, where it is private), or {mirrored}"
+        return f"connect to the network (and log in where it is gated), or {mirrored}"
 
 
 class _MirrorMapper(RowMapper):

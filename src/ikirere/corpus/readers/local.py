@@ -8,21 +8,22 @@ from pathlib import Path
 
 from ikirere.corpus.document import Document
 from ikirere.corpus.licence import spdx
-from ikirere.corpus.readers.files import existing, expand, files_below, hash_files, total_size
+from ikirere.corpus.readers.files import existing, files_below, hash_files, total_size
 from ikirere.corpus.readers.formats.compressed import ending
+from ikirere.corpus.readers.formats.jsonl import jsonl_documents
+from ikirere.corpus.readers.formats.parquet import parquet_documents
 from ikirere.corpus.readers.formats.rows import Columns, RowMapper
 from ikirere.corpus.readers.reader import Place, Say, onward
 from ikirere.corpus.readers.text import Skipped, interleave, read_text
 from ikirere.recipe.data import Local
-
-__all__ = ["LocalSource", "expand", "read_file"]
 
 
 class LocalSource:
     """Files of a folder, told apart by their endings, each also with .gz or .zst behind it: `.jsonl`, `.ndjson` and
     `.parquet` by row, all others (.txt, .md, .rst, .tex, code) whole, as the text that they are."""
 
-    only: tuple[str, ...] | None = None  # endings that are read; None: all
+    only: tuple[str, ...] | None = None  # endings that are read of a folder; None: all
+    read_as: str | None = None  # the ending by which every file is read; None: its own
     row = None
 
     def __init__(self, config: Local, recipe_folder: Path) -> None:
@@ -56,14 +57,10 @@ class LocalSource:
         mapper = RowMapper(config.name, config.domain, columns)
         return interleave(
             [
-                partial(read_file, path, f"{config.name}/{shown}", mapper, skipped, self._forced())
+                partial(read_file, path, f"{config.name}/{shown}", mapper, skipped, self.read_as)
                 for path, shown in self.files(skipped)
             ]
         )
-
-    def _forced(self) -> str | None:
-        """The ending by which every file is read, where the kind says it."""
-        return None
 
     def fingerprint(self) -> str:
         return hash_files(self.files())
@@ -72,13 +69,24 @@ class LocalSource:
         return total_size(self.files())
 
 
+class JsonlSource(LocalSource):
+    """A file of any ending read as JSON lines, or the `.jsonl` and `.ndjson` files of a folder, compressed or not."""
+
+    only = (".jsonl", ".ndjson")
+    read_as = ".jsonl"
+
+
+class ParquetSource(LocalSource):
+    """A file of any ending read as Parquet, or the `.parquet` files of a folder, compressed or not."""
+
+    only = (".parquet",)
+    read_as = ".parquet"
+
+
 def read_file(
     path: Path, shown: str, mapper: RowMapper, skipped: Skipped, forced: str | None = None
 ) -> Iterator[Document]:
     """Documents of one file, by its ending (or as if it ended in `forced`)."""
-    from ikirere.corpus.readers.formats.jsonl import jsonl_documents
-    from ikirere.corpus.readers.formats.parquet import parquet_documents
-
     kind = forced or ending(path.name)
     if kind in (".jsonl", ".ndjson"):
         yield from jsonl_documents(path, shown, mapper, skipped)

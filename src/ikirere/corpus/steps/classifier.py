@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ikirere.corpus.steps.sample import save_arrays
+from ikirere.common.arrays import save_arrays
 
 Floats = npt.NDArray[np.floating]
 Ints = npt.NDArray[np.int64]

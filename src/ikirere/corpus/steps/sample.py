@@ -1,11 +1,9 @@
-"""Samples of documents that depend on nothing but the seed and the documents' ids, and files with equal
-bytes."""
+"""Samples of documents that depend on nothing but the seed and the documents' ids."""
 
 from __future__ import annotations
 
 import hashlib
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,27 +85,3 @@ class Catalogue:
                 column = pq.read_table(part, columns=["text"])["text"]
                 for place in places:
                     yield int(place), column[int(self.row[place])].as_py()
-
-
-def save_arrays(path: Path, **arrays: npt.NDArray[np.generic]) -> None:
-    """An .npz file, written whole or not at all, with equal bytes for equal arrays (np.savez stores the
-    time)."""
-
-    def write(part: Path) -> None:
-        with zipfile.ZipFile(part, "w") as archive:
-            for name, array in arrays.items():
-                with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.ascontiguousarray(array), allow_pickle=False)
-
-    replace_whole(path, write)
-
-
-def replace_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` is given a temporary name beside `path`; the file has its own name only once it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -9,7 +9,6 @@ and are judged.
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ikirere.common.files import write_json
 from ikirere.corpus.steps.classifier import Classifier, Features, area_under_curve, features
 from ikirere.corpus.steps.ngram_model import NgramModel, tokens
-from ikirere.corpus.steps.sample import FOLDS, Catalogue, draw, fold, replace_whole
+from ikirere.corpus.steps.sample import FOLDS, Catalogue, draw, fold
 from ikirere.errors import UserError
 from ikirere.recipe.hygiene import Quality
 
@@ -108,6 +108,7 @@ def train(
                 f"{', '.join(sorted(catalogue.domains))}); name other domains, or leave seed_domains empty"
             )
 
+    folder.mkdir(parents=True, exist_ok=True)
     models = SeedModels(folder, seed)
     sizes = _train_ngrams(catalogue, parts, is_seed, folds, folder)
     good: list[float] = []
@@ -134,8 +135,7 @@ def train(
         auc=auc,
         thresholds=thresholds,
     )
-    text = json.dumps(asdict(summary), indent=1, ensure_ascii=False) + "\n"
-    replace_whole(folder / "models.json", lambda part: part.write_text(text, encoding="utf-8"))
+    write_json(folder / "models.json", asdict(summary))
     return models, summary
 
 

@@ -1,9 +1,7 @@
-"""The files of a Hugging Face folder: read with care, written whole or not at all."""
+"""The files of a Hugging Face folder, validated before anything is loaded."""
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ikirere.common.files import read_json
 from ikirere.errors import UserError
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -23,7 +22,7 @@ def weight_files(folder: Path) -> list[Path]:
         if not (folder / SINGLE).exists():
             raise UserError(f"{folder}: neither {SINGLE} nor {INDEX} is there; only safetensors is read")
         return [folder / SINGLE]
-    listed = read_json(folder / INDEX).get("weight_map")
+    listed = read_mapping(folder / INDEX).get("weight_map")
     if not isinstance(listed, dict) or not listed or not all(isinstance(v, str) for v in listed.values()):
         raise UserError(f"{folder / INDEX}: weight_map is empty or does not give a file for each weight")
     names = sorted(set(listed.values()))
@@ -36,6 +35,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the tensors in a safetensors file. Raises UserError where it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -72,6 +72,7 @@ def _derived(name: str, tied: bool) -> bool:
 
 
 def check_tied(folder: Path, held: Mapping[Path, Mapping[str, tuple[int, ...]]]) -> None:
+    """Raises UserError where a tied model's files hold a head that differs from the embeddings."""
     pair: dict[str, Tensor] = {}
     for path, names in held.items():
         if "lm_head.weight" in names or "model.embed_tokens.weight" in names:
@@ -88,20 +89,9 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from None
+def read_mapping(path: Path) -> dict[str, Any]:
+    """The mapping in a JSON file. Raises UserError where it is missing or another thing."""
+    values = read_json(path)
     if not isinstance(values, dict):
         raise UserError(f"{path}: holds {type(values).__name__}, a mapping is needed")
     return values
-
-
-def settle(part: Path, final: Path) -> None:
-    """Gives a finished file its name, after its bytes are on the disk."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(final)

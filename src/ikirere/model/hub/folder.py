@@ -13,11 +13,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ikirere.common.files import atomic_path, write_text
 from ikirere.errors import UserError
 from ikirere.model.build import on_meta
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
-from ikirere.model.hub.files import SINGLE, check_tied, check_weights, read_json, settle, shapes, weight_files
+from ikirere.model.hub.files import SINGLE, check_tied, check_weights, read_mapping, shapes, weight_files
 from ikirere.model.hub.formats import Format, shared_config
 from ikirere.model.hub.own import OWN, REMOTE, REMOTE_TEXT, Own
 from ikirere.model.hub.registry import FORMATS, format_for, format_named
@@ -62,16 +63,11 @@ def save_pretrained(model: Model, folder: str | Path, extra_config: dict[str, An
         left.discard(rule.ours)
     if left:
         raise ValueError(f"the format has no place for {', '.join(sorted(left)[:3])}")
-    part = folder / f"{SINGLE}.part"
-    save_file(weights, part, metadata={"format": "pt"})
-    settle(part, folder / SINGLE)
-    part = folder / "config.json.part"
-    part.write_text(json.dumps({**values, **extra}, indent=2) + "\n", encoding="utf-8")
-    settle(part, folder / "config.json")
+    with atomic_path(folder / SINGLE) as part:
+        save_file(weights, part, metadata={"format": "pt"})
+    write_text(folder / "config.json", json.dumps({**values, **extra}, indent=2) + "\n")
     if isinstance(chosen, Own):
-        part = folder / f"{REMOTE}.part"
-        part.write_text(REMOTE_TEXT, encoding="utf-8")
-        settle(part, folder / REMOTE)
+        write_text(folder / REMOTE, REMOTE_TEXT)
     else:
         (folder / REMOTE).unlink(missing_ok=True)
 
@@ -83,7 +79,7 @@ def load_config(folder: str | Path) -> ModelConfig:
 
 def _read(folder: Path) -> tuple[ModelConfig, Format]:
     path = folder / "config.json"
-    values = read_json(path)
+    values = read_mapping(path)
     named = values.get("architectures")
     name = named[0] if isinstance(named, list) and named else None
     found = format_named(name if isinstance(name, str) else None, values.get("model_type"))

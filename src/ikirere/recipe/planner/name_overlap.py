@@ -7,12 +7,11 @@ show (copies under other names, near-duplicates) is the decontamination's work o
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from ikirere.common.mirror import mirror
 from ikirere.recipe.data import Arc
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Hub, Local
@@ -153,8 +152,8 @@ def _mirrored(pattern: str | None) -> list[str]:
     """The mirror's pattern, and the files it stands for where IKIRERE_DATA is set."""
     if pattern is None:
         return []
-    root = os.environ.get("IKIRERE_DATA")
-    files = sorted(Path(root).glob(pattern)) if root else []
+    root = mirror()
+    files = sorted(root.glob(pattern)) if root else []
     return [pattern, *(file.name for file in files)]
 
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from ikirere.common.mirror import VARIABLE, mirror
 from ikirere.recipe.data import PYTHON_ENVIRONMENT, Hub, Local, Puzzles, PythonEnvironment, Source
 from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.schema import Recipe
 
-VARIABLE = "IKIRERE_DATA"
 SOURCE_BYTES = 3_000_000  # read of each source
 HELDOUT = 0.05  # at least: of little text, a small share is no text
 TRAIN_BYTES = 2_000_000  # that the tokenizer learns from
@@ -31,8 +30,8 @@ def shrink_data(draft: RecipeDraft, recipe: Recipe) -> None:
             draft.set(key, _environment(source, kind, part), "no mirror here: text of the Python environment")
         elif isinstance(source, Hub):
             name = f"{source.domain}-mirror-{i}"
-            mirror = _mirror(source, name) if _of_texts(source) else _own(source, name)
-            draft.set(key, mirror, f"the local mirror of {VARIABLE}")
+            stand_in = _mirror(source, name) if _of_texts(source) else _own(source, name)
+            draft.set(key, stand_in, f"the local mirror of {VARIABLE}")
         else:
             small = min(source.max_bytes or SOURCE_BYTES, SOURCE_BYTES)
             draft.set(f"{key}.max_bytes", small, "little text")
@@ -52,17 +51,12 @@ def shrink_tokenizer(draft: RecipeDraft, recipe: Recipe, vocabulary: int) -> int
     return size
 
 
-def _root() -> Path | None:
-    value = os.environ.get(VARIABLE)
-    return Path(value) if value else None
-
-
 def _readable(source: Source) -> bool:
     """Whether the source's own text or its mirror is on this machine. The Python environment as a mirror is not: it
     stands in by slices, so that several sources share it without copies."""
     if isinstance(source, (PythonEnvironment, Puzzles)):
         return True
-    root = _root()
+    root = mirror()
     if isinstance(source, Hub):
         pattern = source.mirror
         return bool(root and pattern and pattern != PYTHON_ENVIRONMENT and any(root.glob(pattern)))

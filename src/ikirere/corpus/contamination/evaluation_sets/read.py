@@ -18,10 +18,11 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from ikirere.common.mirror import VARIABLE, mirror
 from ikirere.corpus.contamination.evaluation_sets.items import FILE, NUMBER, Item, Row, SetMissing, fields
 from ikirere.corpus.contamination.evaluation_sets.registry import SETS, EvaluationSet
-from ikirere.corpus.document import read_rows
-from ikirere.corpus.readers.files import MIRROR, expand, hash_files, mirror_folder
+from ikirere.corpus.document import read_documents
+from ikirere.corpus.readers.files import expand, hash_files
 from ikirere.errors import UserError
 
 PATH = "path:"
@@ -85,7 +86,7 @@ def read_evaluation_set(spec: str, recipe_folder: Path = Path()) -> Iterator[Ite
 def mirror_files(name: str) -> list[Path]:
     """Files of a set below the mirror: those that the registry names, else files in the hub's form, which are
     all of `benchmarks/<name>/` whose name has the split in it. Empty where there are none."""
-    root = mirror_folder()
+    root = mirror()
     if root is None:
         return []
     folder = root / "benchmarks"
@@ -122,7 +123,7 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a file by its ending, gzip and bzip2 undone; of text every line, as the column `text`.
     Raises UserError with file and row where it cannot be read."""
     if ending(path) == ".parquet":
-        yield from read_rows(path)
+        yield from read_documents(path)
         return
     opener = OPENERS.get(path.suffix, open)
     place = 0
@@ -166,11 +167,11 @@ def text_rows(handle: IO[str], kind: str) -> Iterator[Any]:
 
 def hub_rows(name: str, known: EvaluationSet) -> Iterator[Row]:
     """Rows of the hub's dataset, streamed. Raises SetMissing where that cannot be."""
-    folder = mirror_folder()
+    folder = mirror()
     here = (
         f"{folder}/benchmarks has no {known.files or name.split(':')[0]}"
         if folder
-        else f"{MIRROR} is not set"
+        else f"{VARIABLE} is not set"
     )
     if not known.hub:
         raise SetMissing(

@@ -12,7 +12,6 @@ from typing import Any
 from ikirere.corpus.document import Document
 from ikirere.corpus.readers.formats.compressed import BREAKS, TRUNCATED, UNREADABLE, open_bytes, why
 from ikirere.corpus.readers.formats.rows import RowMapper
-from ikirere.corpus.readers.local import LocalSource
 from ikirere.corpus.readers.text import (
     BAD_ROW,
     EMPTY,
@@ -113,12 +112,3 @@ class _Rejoined(io.RawIOBase):
         self.first = self.first[len(chunk) :]
         buffer[: len(chunk)] = chunk
         return len(chunk)
-
-
-class JsonlSource(LocalSource):
-    """A file of any ending read as JSON lines, or the `.jsonl` and `.ndjson` files of a folder, compressed or not."""
-
-    only = (".jsonl", ".ndjson")
-
-    def _forced(self) -> str:
-        return ".jsonl"

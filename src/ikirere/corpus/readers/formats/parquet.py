@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from ikirere.corpus.document import Document
 from ikirere.corpus.readers.formats.compressed import BREAKS, TRUNCATED, UNREADABLE, seekable, why
 from ikirere.corpus.readers.formats.rows import RowMapper
-from ikirere.corpus.readers.local import LocalSource
 from ikirere.corpus.readers.text import EMPTY, UNDECODABLE, Skipped
 
 BATCH_ROWS = 16  # rows of books are megabytes each
@@ -84,12 +83,3 @@ def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
                 yield batch.slice(i, 1).to_pylist()[0]
             except UnicodeDecodeError:
                 yield None
-
-
-class ParquetSource(LocalSource):
-    """A file of any ending read as Parquet, or the `.parquet` files of a folder, compressed or not."""
-
-    only = (".parquet",)
-
-    def _forced(self) -> str:
-        return ".parquet"
