@@ -89,7 +89,9 @@ class Rows:
 
     def __init__(self, task: Task, seed: int) -> None:
         self.task, self.seed, self.orders = task, seed, {}
-        self.fingerprint = f"{task.name} {seed}"
+
+    def fingerprint(self, begun: int) -> str:
+        return f"{self.task.name} {self.seed}"
 
     def example(self, phase: int, number: int) -> Example:
         epoch, place = divmod(number, len(self.task.train[0]))

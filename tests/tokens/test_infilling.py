@@ -173,7 +173,9 @@ PHASES = [
 def test_rows_are_a_function_of_seed_and_number_and_mixed_by_weight() -> None:
     rows, again = (InfillDataset(shards(), PHASES, 5, TOKENS, {"synthesis"}) for _ in range(2))
     other = InfillDataset(shards(), PHASES, 6, TOKENS, {"synthesis"})
-    assert rows.fingerprint == again.fingerprint != other.fingerprint
+    assert rows.fingerprint(2) == again.fingerprint(2) != other.fingerprint(2)
+    later = InfillDataset(shards(), [PHASES[0], PHASES[0]], 5, TOKENS, {"synthesis"})
+    assert rows.fingerprint(1) == later.fingerprint(1) and rows.fingerprint(2) != later.fingerprint(2)
     firsts = [rows.example(1, n) for n in range(40)]
     for n in (31, 2, 17):  # in any order
         example = again.example(1, n)

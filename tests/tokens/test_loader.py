@@ -291,7 +291,9 @@ def test_unknown_packing_is_named() -> None:
 
 
 def test_state_of_other_data_is_refused() -> None:
-    state = PackedLoader(two, curriculum, 3).state_dict()
+    loader = PackedLoader(two, curriculum, 3)
+    loader.seek(loader.steps)
+    state = loader.state_dict()
     for other in (
         PackedLoader(two, curriculum, 4),
         PackedLoader(two, curriculum[:2], 3),

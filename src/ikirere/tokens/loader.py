@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -16,7 +17,7 @@ from ikirere.tokens.batch import IGNORE, Batch
 from ikirere.tokens.mixture import Schedule
 from ikirere.tokens.packing import BestFit
 from ikirere.tokens.shards import Shard
-from ikirere.tokens.stream import Concatenated, Cut, DocumentStream, Recent
+from ikirere.tokens.stream import Concatenated, Cut, DocumentStream, Leftover, Recent
 
 CUTS: dict[str, Callable[[DocumentStream, int, int, int, int], Cut]] = {
     "concatenate": Concatenated,
@@ -46,18 +47,24 @@ class PhaseLike(Stretch, Protocol):
 
 @dataclass(frozen=True)
 class LoaderPhase:
-    """A phase outside a recipe. `long_fraction` as in `recipe.sections.Phase`."""
+    """A phase outside a recipe. `long_fraction` as in `recipe.sections.Phase`.
+
+    layout: numbers of steps, one after another, whose rows are laid out together; None: all steps of the phase. Which
+    rows a step gets depends on the layout, so a phase that was cut short or extended keeps the one it began with: a sum
+    above `steps` leaves rows over for a later phase of the same sequence length.
+    """
 
     steps: int
     sequence_length: int
     batch_size: int
     mixture: Mapping[str, float] = field(default_factory=dict)
     long_fraction: float | None = None
+    layout: tuple[int, ...] | None = None
 
 
 @dataclass
 class _Part:
-    """One phase made ready: how its streams are cut and who gets which row."""
+    """A layout of a phase, prepared: how its streams are cut and which rank gets which row."""
 
     first_step: int
     steps: int
@@ -65,6 +72,7 @@ class _Part:
     batch: int
     cuts: list[Cut]
     schedule: Schedule
+    shape: list[Any]  # of all that its rows depend on but shards, seed and packing
 
 
 @dataclass
@@ -92,7 +100,7 @@ class PackedLoader:
     but that rows may end in padding (token 0, label -100, document -1). Rows are all of one length, so the
     mixture's weights hold for rows; for tokens as far as the domains' rows are equally full.
     The batch is a pure function of (shards, phases, packing, seed, step), so the state is the step, and the
-    number of ranks may change at a resume.
+    number of ranks may change at a resume. Phases that begin after that step may change too.
     `long_fraction` deals its share of each domain's rows from documents longer than a quarter of the sequence
     length, in streams of their own: such a phase starts its own epochs, apart from those of the other phases.
 
@@ -121,15 +129,18 @@ class PackedLoader:
         self._parts: list[_Part] = []
         self._recent = Recent(2)
         self._places = self._filled = 0
-        used: dict[str, int] = {}
+        self._used: dict[str, int] = {}  # of each stream, the position at which the next cut begins
+        self._left: dict[
+            tuple[str, int], tuple[Cut, int]
+        ] = {}  # rows over, by stream and length: from which on
+        self.steps = 0
         for index, phase in enumerate(phases):
-            self._parts.append(self._prepare(index, phase, used))
-        self.steps = sum(phase.steps for phase in phases)
-        self.fingerprint = self._fingerprint(phases)
+            self._prepare(index, phase)
+        self.phases = list(phases)
 
-    # ------------------------------------------------------------ making ready
+    # ------------------------------------------------------------ preparation
 
-    def _prepare(self, index: int, phase: PhaseLike, used: dict[str, int]) -> _Part:
+    def _prepare(self, index: int, phase: PhaseLike) -> None:
         key = f"pretrain.phases.{index}"
         if phase.batch_size % self.world:
             raise UserError(
@@ -142,23 +153,41 @@ class PackedLoader:
             if domain not in self._shards or not self._shards[domain].total_tokens:
                 raise UserError(f"{key}.mixture.{domain}: no training tokens; domains are {self._known()}")
         streams, shares = self._split_long(key, phase, weights)
-        schedule = Schedule(shares)
-        counts = schedule.counts(phase.steps * phase.batch_size).tolist()
-        first = self._parts[-1].first_step + self._parts[-1].steps if self._parts else 0
+        left = phase.steps
+        for planned in getattr(phase, "layout", None) or (phase.steps,):
+            if left:
+                steps = min(planned, left)
+                left -= steps
+                self._lay_out(key, phase, Schedule(shares), streams, planned, steps)
+
+    def _lay_out(
+        self, key: str, phase: PhaseLike, schedule: Schedule, streams: list[str], planned: int, steps: int
+    ) -> None:
+        """Adds the part whose rows are those of `planned` steps, of which `steps` are made."""
+        length, batch, first = phase.sequence_length, phase.batch_size, self.steps
+        counts, made = (schedule.counts(n * batch).tolist() for n in (planned, steps))
         cuts = []
-        for name, count in zip(streams, counts):
-            base = used.get(name, 0)
-            cut = CUTS[self._packing](self._streams[name], base, phase.sequence_length, count, first)
-            cuts.append(cut)
-            used[name] = cut.end
-            places, filled = count * phase.sequence_length, cut.end - base
+        for name, count, taken in zip(streams, counts, made):
+            over, begin = self._left.pop((name, length), (None, 0))
+            base = self._used.get(name, 0)
+            fresh = max(0, count - (over.count - begin)) if over else count
+            cut: Cut = CUTS[self._packing](self._streams[name], base, length, fresh, first)
+            self._used[name] = cut.end
+            places, filled = fresh * length, cut.end - base
             self._places, self._filled = self._places + places, self._filled + filled
             if filled < FULL * places:
                 full = filled / places
                 self.notes.append(
                     f"{key}: {self._packing} rows of {name} are {full:.1%} full, the rest is padding"
                 )
-        return _Part(first, phase.steps, phase.sequence_length, phase.batch_size, cuts, schedule)
+            cut = Leftover(over, begin, cut) if over else cut
+            cuts.append(cut)
+            if taken < cut.count:
+                self._left[name, length] = cut, taken
+        long = getattr(phase, "long_fraction", None)
+        shape = [planned, length, batch, sorted(phase.mixture.items()), long]
+        self._parts.append(_Part(first, steps, length, batch, cuts, schedule, shape))
+        self.steps += steps
 
     @property
     def full(self) -> float:
@@ -196,8 +225,28 @@ class PackedLoader:
                 shares[name] = weights[domain] * share
         return list(shares), list(shares.values())
 
-    def _fingerprint(self, phases: Sequence[PhaseLike]) -> str:
-        """Of all that the sequence of batches depends on."""
+    def fingerprint(self, step: int) -> str:
+        """Of all that the batches of the first `step` steps depend on."""
+        shape = [
+            [min(part.steps, step - part.first_step), *part.shape]
+            for part in self._parts
+            if part.first_step < step
+        ]
+        text = json.dumps([self._seed, self._packing, shape, self._shards_digest])
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    @cached_property
+    def _shards_digest(self) -> str:
+        digest = hashlib.sha256()
+        self._add_shards(digest)
+        return digest.hexdigest()
+
+    def _add_shards(self, digest: hashlib._Hash) -> None:
+        for domain in sorted(self._shards):
+            digest.update(domain.encode() + np.ascontiguousarray(self._shards[domain].offsets).tobytes())
+
+    def _whole_fingerprint(self) -> str:
+        """Of the whole sequence of batches, which states of earlier versions hold."""
         shape = [
             [
                 p.steps,
@@ -206,13 +255,12 @@ class PackedLoader:
                 sorted(p.mixture.items()),
                 getattr(p, "long_fraction", None),
             ]
-            for p in phases
+            for p in self.phases
         ]
         digest = hashlib.sha256(json.dumps([self._seed, shape]).encode())
         if self._packing != "concatenate":
             digest.update(self._packing.encode())
-        for domain in sorted(self._shards):
-            digest.update(domain.encode() + np.ascontiguousarray(self._shards[domain].offsets).tobytes())
+        self._add_shards(digest)
         return digest.hexdigest()
 
     # ------------------------------------------------------------ reading
@@ -284,16 +332,21 @@ class PackedLoader:
         self.step = step
 
     def state_dict(self) -> dict[str, Any]:
-        return {"step": self.step, "fingerprint": self.fingerprint}
+        return {"step": self.step, "fingerprint": self.fingerprint(self.step)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state. Raises UserError where shards, phases or seed are not those of the state."""
-        if state["fingerprint"] != self.fingerprint:
+        """Continue from a state. Raises UserError where shards, seed or the phases up to its step are not those of the
+        state."""
+        step = int(state["step"])
+        if step > self.steps or state["fingerprint"] not in (
+            self.fingerprint(step),
+            self._whole_fingerprint(),
+        ):
             raise UserError(
                 "data position of the checkpoint belongs to other shards, phases or another seed; "
                 "start this stage anew or restore what was changed"
             )
-        self.seek(int(state["step"]))
+        self.seek(step)
 
 
 def _assembled(found: _Located, low: int, high: int, shape: tuple[int, int]) -> Batch:

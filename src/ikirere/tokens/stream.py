@@ -53,7 +53,8 @@ class Cut(Protocol):
     """How one phase cuts a stream into rows."""
 
     stream: DocumentStream
-    end: int  # place of the stream at which the next phase goes on
+    count: int  # rows
+    end: int  # position of the stream at which the next phase continues
 
     def pieces(self, ordinals: np.ndarray) -> Pieces:
         """What the rows of these numbers are made of."""
@@ -148,3 +149,25 @@ class Concatenated:
         piece_end = np.minimum(begin[place + 1], local[row] + n)
         source = shard.offsets[documents[place]] + piece_start - begin[place]
         return Pieces(row, source, piece_end - piece_start, piece_end < begin[place + 1])
+
+
+class Leftover:
+    """Rows `first` and following of a cut, which the phase that laid them out did not use, and then those of another cut
+    of the same stream and row length."""
+
+    def __init__(self, before: Cut, first: int, after: Cut) -> None:
+        self.stream, self.before, self.first, self.after = before.stream, before, first, after
+        self.left = before.count - first
+        self.count, self.end = self.left + after.count, after.end
+
+    def pieces(self, ordinals: np.ndarray) -> Pieces:
+        """What the rows of these numbers are made of."""
+        parts = []
+        over = ordinals < self.left
+        for cut, here, shift in ((self.before, over, self.first), (self.after, ~over, -self.left)):
+            if here.any():
+                found = cut.pieces(ordinals[here] + shift)
+                found.row = np.flatnonzero(here)[found.row]
+                parts.append(found)
+        names = ("row", "source", "length", "goes_on")
+        return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -170,11 +170,10 @@ class DeepSupervision:
 
 
 class Examples(Protocol):
-    """Where rows come from: a function of phase and number, so that a row can be made again."""
+    """Where rows come from: a function of phase and number, so that a row can be rebuilt."""
 
-    @property
-    def fingerprint(self) -> str:
-        """Of all that examples depend on."""
+    def fingerprint(self, begun: int) -> str:
+        """Of all that the examples of the first `begun` phases depend on."""
 
     def example(self, phase: int, number: int) -> Example:
         """The phase's example of that number, 0, 1, 2, ..., of the phase's length."""
@@ -186,8 +185,8 @@ class CarriedRows:
     halted: which rows are done, `RecursiveTrainer.halted`. exploration: share of examples that must go on for at least
     U{2..limit} steps, drawn by the example's number; published code draws anew at each step.
     A phase begins with new examples in all rows and counts its own from 0; rank r takes the numbers r, r + world, ...
-    The state is JSON-able: rows are made again from their numbers. Under another number of ranks all rows
-    begin new examples.
+    The state is JSON-able: rows are rebuilt from their numbers. Under another number of ranks all rows begin new
+    examples. Phases that begin after the state's step may change.
     Raises UserError for a batch size that does not divide.
     """
 
@@ -212,9 +211,7 @@ class CarriedRows:
         self.step, self.dealt = 0, 0
         self.held: list[int] = []
         self._made: dict[int, tuple[tuple[int, int], Example, int]] = {}  # by row
-        shape = [[p.steps, p.sequence_length, p.batch_size] for p in self.phases]
-        text = json.dumps([examples.fingerprint, shape, seed, exploration, limit])
-        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self._fingerprints: dict[int, str] = {}  # of the examples, by number of phases
 
     @property
     def steps(self) -> int:
@@ -276,12 +273,34 @@ class CarriedRows:
             "dealt": self.dealt,
             "held": list(self.held),
             "ranks": [self.rank, self.world],
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint(self.step),
         }
 
+    def fingerprint(self, step: int) -> str:
+        """Of all that the batches of the first `step` steps depend on."""
+        shape, first = [], 0
+        for phase in self.phases:
+            if first < step:
+                shape.append([min(phase.steps, step - first), phase.sequence_length, phase.batch_size])
+            first += phase.steps
+        return self._digest(shape, step)
+
+    def _digest(self, shape: list[list[int]], *step: int) -> str:
+        begun = len(shape)
+        if begun not in self._fingerprints:
+            self._fingerprints[begun] = self.examples.fingerprint(begun)
+        text = json.dumps([self._fingerprints[begun], shape, self.seed, self.exploration, self.limit, *step])
+        return hashlib.sha256(text.encode()).hexdigest()
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a state. Raises UserError where examples, phases or seed are not those of the state."""
-        if state["fingerprint"] != self.fingerprint:
+        """Continues from a state. Raises UserError where examples, seed or the phases up to its step are not those of
+        the state."""
+        # States of earlier versions hold a fingerprint over all phases.
+        whole = [[p.steps, p.sequence_length, p.batch_size] for p in self.phases]
+        if state["step"] > self.steps or state["fingerprint"] not in (
+            self.fingerprint(state["step"]),
+            self._digest(whole),
+        ):
             raise UserError(
                 "data position of the checkpoint belongs to other examples, phases or another seed; "
                 "start this stage anew or restore what was changed"
