@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
-import serve_room
-from serve_room import Scripted, small_model, small_tokenizer
+import scripted_model
+from scripted_model import Scripted, small_model, small_tokenizer
 
 from ikirere.eval.score import final_text, json_equal, same_value, score
 from ikirere.eval.suites import Settings, play, samples
@@ -128,7 +128,7 @@ def _script(row: dict[str, Any]) -> list[str]:
 def test_a_model_that_does_the_right_thing_is_right(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = small_tokenizer()
     rows: list[Any] = list(conversations(kind, 6, 3, "heldout", []))
-    monkeypatch.setattr(serve_room, "SCRIPT", {question_of(row): _script(row) for row in rows})
+    monkeypatch.setattr(scripted_model, "SCRIPT", {question_of(row): _script(row) for row in rows})
     told: list[int] = []
     scored = play(
         Scripted(tokenizer), tokenizer, rows, Settings(max_num_seqs=4), on_done=lambda: told.append(1)

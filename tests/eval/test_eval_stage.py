@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "serve"))
-from serve_room import small_model, small_tokenizer
+from scripted_model import small_model, small_tokenizer
 
 import ikirere.serve.engine.engine
 import ikirere.serve.http.api

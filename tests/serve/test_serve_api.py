@@ -35,7 +35,7 @@ class Server:
     """A server process with the scripted model."""
 
     def __init__(self, delay: float = 0.0) -> None:
-        command = [sys.executable, str(HERE / "serve_room.py"), "0", str(delay)]
+        command = [sys.executable, str(HERE / "scripted_model.py"), "0", str(delay)]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         self.base = self.process.stdout.readline().strip()

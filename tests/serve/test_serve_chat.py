@@ -16,7 +16,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import Scripted, small_model, small_tokenizer
+from scripted_model import Scripted, small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.hub import save_pretrained
@@ -26,7 +26,7 @@ from ikirere.serve.http.api import listen, serve
 from ikirere.serve.load import find_model, load_run_model, model_name, serve_settings
 from ikirere.serve.terminal import Conversation, visible
 
-ROOM = str(Path(__file__).parent / "serve_room.py")
+ROOM = str(Path(__file__).parent / "scripted_model.py")
 
 
 def test_on_pipes_only_answers_go_to_the_output() -> None:

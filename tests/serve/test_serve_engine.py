@@ -1,4 +1,4 @@
-"""The engine against the plain forward pass, and against itself in other company."""
+"""The engine against the plain forward pass, and against itself with other requests in the batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import small_model, small_tokenizer
+from scripted_model import small_model, small_tokenizer
 
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.request import Completion, ContextTooLong, Request
-from ikirere.serve.engine.turn_parser import ChatTokens
+from ikirere.tokenizer.chat_format import ChatTokens
 
 
 def prompts(count: int, longest: int, seed: int = 0) -> list[list[int]]:
@@ -62,17 +62,17 @@ def test_a_long_prompt_in_pieces_is_the_same(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_an_assistant_cannot_write_what_belongs_to_others() -> None:
     model, tokenizer = small_model(), small_tokenizer()
-    marks = ChatTokens.of(tokenizer)
+    chat_tokens = ChatTokens.of(tokenizer)
     requests = [Request(prompt, 40, temperature=5.0, seed=i) for i, prompt in enumerate(prompts(12, 9))]
     for completion in Engine(model, tokenizer).generate(requests):
         written = [entry for message in completion.messages for entry in [message["role"]]]
         assert set(written) <= {"assistant", "tool"}
         if "tool" not in written:
-            assert not set(completion.ids) & set(marks.never)
+            assert not set(completion.ids) & set(chat_tokens.forbidden)
 
 
 @pytest.mark.parametrize("temperature,top_k,top_p", [(0.0, 0, 1.0), (1.0, 0, 1.0), (0.7, 20, 0.9)])
-def test_company_and_order_change_nothing(temperature: float, top_k: int, top_p: float) -> None:
+def test_order_and_other_requests_change_nothing(temperature: float, top_k: int, top_p: float) -> None:
     model, tokenizer = small_model(), small_tokenizer()
     asked = [
         Request(prompt, 12, temperature, top_k, top_p, seed=i, chat=False)

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import ids_of, small_tokenizer
+from scripted_model import ids_of, small_tokenizer
 
 from ikirere.serve.engine.sampling import RowSettings, sample, token_logprobs
-from ikirere.serve.engine.turn_parser import ChatTokens, StopStrings, Turn
-from ikirere.tokenizer.chat_format import parse_assistant
+from ikirere.serve.engine.turn_parser import StopStrings, TurnParser
+from ikirere.tokenizer.assistant_parser import parse_assistant
 
 
 def plain(logits: list[float], row: RowSettings) -> int:
@@ -104,16 +104,15 @@ def test_stop_strings_cut_where_the_whole_text_would_be_cut(pieces: list[str], s
 @given(st.lists(st.one_of(st.integers(0, 16), st.integers(17, 599)), max_size=40))
 def test_any_ids_can_be_read_as_a_turn(ids: list[int]) -> None:
     tokenizer = small_tokenizer()
-    marks = ChatTokens.of(tokenizer)
-    turn = Turn(tokenizer, marks, (), chat=True)
+    parser = TurnParser(tokenizer, (), chat=True)
     events = []
     for token in ids:
-        events += turn.push(token)
-        if turn.ended:
+        events += parser.push(token)
+        if parser.ended:
             break
-    events += turn.finish()
-    message = turn.message()
-    assert message == parse_assistant(tokenizer, turn.ids)
+    events += parser.finish()
+    message = parser.message()
+    assert message == parse_assistant(tokenizer, parser.ids)
     assert all(c > "\udfff" or c < "\ud800" for event in events for c in event.text)
     calls = [event.data for event in events if event.kind == "tool_call" and "error" not in event.data]
     assert calls == [call["function"] for call in message.get("tool_calls", ())]
@@ -126,8 +125,8 @@ def test_what_streams_is_what_the_message_says(reasoning: str, content: str, arg
     text = reasoning.encode("utf-8", "replace").decode(), content.encode("utf-8", "replace").decode()
     ids = [tokenizer.id("<scratchpad>"), *tokenizer.encode(text[0]), tokenizer.id("</scratchpad>")]
     ids += [*tokenizer.encode(text[1]), *ids_of(tokenizer, "<call_tool>{</call_tool><|end|>")]
-    turn = Turn(tokenizer, ChatTokens.of(tokenizer), (), chat=True)
-    events = [event for token in ids for event in turn.push(token)]
+    parser = TurnParser(tokenizer, (), chat=True)
+    events = [event for token in ids for event in parser.push(token)]
     assert "".join(e.text for e in events if e.kind == "scratchpad") == text[0]
-    assert "".join(e.text for e in events if e.kind == "text") == text[1] == turn.message()["content"]
-    assert turn.message()["tool_call_error"].startswith("not JSON")
+    assert "".join(e.text for e in events if e.kind == "text") == text[1] == parser.message()["content"]
+    assert parser.message()["tool_call_error"].startswith("not JSON")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from serve_room import SCRIPT, Scripted, small_tokenizer
+from scripted_model import SCRIPT, Scripted, small_tokenizer
 
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.request import Completion, Event, Request
@@ -151,11 +151,11 @@ def test_a_tool_that_is_awaited_can_be_aborted(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(registry, "execute", lambda *_: release.wait(30) and ToolResult(True, "late"))
     tokenizer = small_tokenizer()
     engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=1)
-    running = engine.submit(ask("python"))
-    while not running.calls:
+    sequence = engine.submit(ask("python"))
+    while not sequence.calls:
         engine.step()
-    engine.abort(running)
-    assert (running.finish_reason, engine.busy) == ("abort", False)
+    engine.abort(sequence)
+    assert (sequence.finish_reason, engine.busy) == ("abort", False)
     release.set()
     assert engine.generate([ask("hello")])[0].text == "Hello! How can I help?"
 
@@ -164,10 +164,10 @@ def test_stop_strings_end_the_text_before_them() -> None:
     events: list[Event] = []
     tokenizer = small_tokenizer()
     engine = Engine(Scripted(tokenizer), tokenizer)
-    running = engine.submit(ask("count", stop=("12 13", "never")), events.append)
-    while not running.done:
+    sequence = engine.submit(ask("count", stop=("12 13", "never")), events.append)
+    while not sequence.done:
         engine.step()
-    done = running.completion()
+    done = sequence.completion()
     wanted = " ".join(str(n) for n in range(12)) + " "
     assert (done.text, done.finish_reason) == (wanted, "stop")
     assert done.messages == [{"role": "assistant", "content": wanted}]
@@ -201,9 +201,9 @@ def test_results_that_do_not_fit_end_the_answer() -> None:
     tokenizer = small_tokenizer()
     request = ask("What is 4821 * 37?")
     full = run(request)[0]
-    for capacity in range(len(request.prompt) + 1, len(request.prompt) + len(full.ids) + 1):
-        engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=1, max_model_len=capacity)
+    for max_model_len in range(len(request.prompt) + 1, len(request.prompt) + len(full.ids) + 1):
+        engine = Engine(Scripted(tokenizer), tokenizer, max_num_seqs=1, max_model_len=max_model_len)
         done = engine.generate([request])[0]
-        if capacity < len(request.prompt) + len(full.ids) - 1:
+        if max_model_len < len(request.prompt) + len(full.ids) - 1:
             assert done.finish_reason == "length"
-        assert len(request.prompt) + len(done.ids) <= capacity + 1
+        assert len(request.prompt) + len(done.ids) <= max_model_len + 1

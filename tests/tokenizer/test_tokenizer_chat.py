@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
+from ikirere.tokenizer.assistant_parser import parse_assistant
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat_format import Rendered, parse_assistant, render
+from ikirere.tokenizer.chat_format import Rendered, forced_call_ids, render, tool_result_ids
 from ikirere.tokenizer.specials import SPECIALS
 from ikirere.tokenizer.train import train_tokenizer
 
@@ -250,51 +251,31 @@ def test_every_place_for_text_is_safe(tokenizer: Tokenizer) -> None:
     assert tokenizer.decode(rendered.ids).count(attack) == 11
 
 
-# ---------------------------------------------------------------- reading what a model wrote
+# ---------------------------------------------------------------- what serving appends
 
 
-def written(tokenizer: Tokenizer, *parts: str) -> list[int]:
-    return [
-        i for part in parts for i in ([tokenizer.id(part)] if part in SPECIALS else tokenizer.encode(part))
-    ]
-
-
-@pytest.mark.parametrize(
-    ("parts", "expected"),
-    [
-        (["<call_tool>", '{"name": "a", "arguments": {}', "</call_tool>", "<|end|>"], "not JSON"),
-        (["<call_tool>", '{"name": "a", "arguments": {}}'], "not closed"),
-        (["<call_tool>", '{"arguments": {}}', "</call_tool>"], "no name"),
-        (["<call_tool>", '{"name": "a", "arguments": 3}', "</call_tool>"], "not an object"),
-        (["<call_tool>", "[1]", "</call_tool>"], "no name"),
-        (["<call_tool>", '{"name": "a", "arguments": {"x": NaN}}', "</call_tool>"], "NaN"),
-        (["<call_tool>", '{"name": "a", "arguments": {"x": "\\ud800"}}', "</call_tool>"], "not JSON"),
-        (["<call_tool>", '{"name": "a", "arguments": {"x": 1e999}}', "</call_tool>"], "not JSON"),
-        (["<call_tool>", "[" * 100_000, "</call_tool>"], "not JSON"),
-        (["</call_tool>"], "not opened"),
-        (["<call_tool>", "<call_tool>", '{"name": "a", "arguments": {}}', "</call_tool>"], "inside a call"),
-    ],
+@given(
+    messages=conversations(hostile),
+    tools=definitions(hostile),
+    asked=assistants(hostile),
+    results=st.lists(hostile, min_size=1, max_size=3),
 )
-def test_malformed_calls_are_told(tokenizer: Tokenizer, parts: list[str], expected: str) -> None:
-    message = parse_assistant(tokenizer, written(tokenizer, "so", *parts))
-    assert expected in message["tool_call_error"]
-    assert message["content"] == "so"
+@settings(max_examples=60, deadline=None)
+def test_forced_tool_results_are_the_templates_ids(trained, messages, tools, asked, results) -> None:
+    for tokenizer in trained.values():
+        before = render(tokenizer, [*messages, asked], tools).ids
+        told = [{"role": "tool", "content": content} for content in results]
+        whole = render(tokenizer, [*messages, asked, *told], tools, add_generation_prompt=True).ids
+        assert before + tool_result_ids(tokenizer, results) == whole
 
 
-def test_good_calls_survive_bad_ones_and_reading_stops_at_the_end(tokenizer: Tokenizer) -> None:
-    good = ["<call_tool>", '{"name": "a", "arguments": {"b": 1}}', "</call_tool>"]
-    bad = ["<call_tool>", "{", "</call_tool>"]
-    message = parse_assistant(
-        tokenizer, written(tokenizer, "x", *bad, *good, "y", "<pad>", "<|end|>", "more")
-    )
-    assert message["content"] == "xy"
-    assert message["tool_calls"] == [call("a", {"b": 1})]
-    assert "not JSON" in message["tool_call_error"]
-
-
-def test_an_unfinished_scratchpad_is_reasoning(tokenizer: Tokenizer) -> None:
-    message = parse_assistant(tokenizer, written(tokenizer, "<scratchpad>", "hm"))
-    assert message == {"role": "assistant", "content": "", "reasoning_content": "hm"}
+def test_a_forced_call_begins_as_the_template_writes_it(tokenizer: Tokenizer) -> None:
+    message = {"role": "assistant", "content": "", "tool_calls": [call("calculator", {"b": 1})]}
+    whole = tokenizer.decode(render(tokenizer, [message]).ids, keep_special=True)
+    opening = tokenizer.decode(forced_call_ids(tokenizer, "calculator"), keep_special=True)
+    assert opening == '<call_tool>{"name": "calculator", "arguments": '
+    assert whole.startswith("<|assistant|>" + opening)
+    assert forced_call_ids(tokenizer) == [tokenizer.id("<call_tool>")]
 
 
 # ---------------------------------------------------------------- refusals

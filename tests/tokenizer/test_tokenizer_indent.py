@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer import indent, unigram
+from ikirere.tokenizer.assistant_parser import parse_assistant
 from ikirere.tokenizer.base import CONFIG_FILE, Tokenizer
-from ikirere.tokenizer.chat_format import parse_assistant, render
+from ikirere.tokenizer.chat_format import render
 from ikirere.tokenizer.specials import SPECIALS
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])

@@ -20,11 +20,11 @@ from ikirere.serve.engine.cpu_threads import fit_threads
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.request import Completion, Event, Request
 from ikirere.serve.load import load_run_model, model_name
-from ikirere.tokenizer import chat_format as template
+from ikirere.tokenizer.chat_format import render
 from ikirere.tools import registry
 
 PROMPT = "› "
-RESERVED = 64  # tokens kept free for an answer before old exchanges are forgotten
+RESERVED = 64  # tokens of context kept free for an answer; the oldest exchanges are dropped for it
 HELP = "/reset starts anew · /tools switches the tools · /exit or Ctrl-D ends · Ctrl-C stops an answer"
 
 
@@ -70,7 +70,7 @@ def visible(text: str) -> str:
 
 
 class Conversation:
-    """Messages so far, and how the next answer is made."""
+    """Messages so far, and the settings of the next request."""
 
     def __init__(self, engine: Engine, tools: Sequence[str], temperature: float, max_new_tokens: int) -> None:
         self.engine = engine
@@ -106,7 +106,7 @@ class Conversation:
 
     def _render(self, messages: list[dict[str, Any]]) -> list[int]:
         tools = registry.definitions(self.tools) if self.tools else None
-        return template.render(self.engine.tokenizer, messages, tools, add_generation_prompt=True).ids
+        return render(self.engine.tokenizer, messages, tools, add_generation_prompt=True).ids
 
 
 def chat(
@@ -114,8 +114,11 @@ def chat(
     tools: bool = True,
     temperature: float = 0.0,
     max_new_tokens: int = 512,
+    notice: str | None = None,
 ) -> None:
     """Chat with a run's model, or a Hugging Face folder's, until /exit or the end of the input.
+
+    notice: a line printed first (through a pipe to the error stream), such as that the model is stale.
 
     Raises UserError where there is no model at `path`.
     """
@@ -123,18 +126,20 @@ def chat(
     offered = tuple(registry.TOOLS) if tools else ()
     fit_threads(model)
     engine = Engine(model, tokenizer, max_num_seqs=1)
-    talk = Conversation(engine, offered, temperature, max_new_tokens)
+    conversation = Conversation(engine, offered, temperature, max_new_tokens)
     screen = Screen()
+    if notice is not None:
+        screen.note(notice, style="yellow")
     if screen.interactive:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 (line editing and history for input())
         size = model.num_parameters() / 1e6
         screen.note(
-            f"{model_name(folder)} · {size:.1f}M parameters · {_tools_line(talk.tools)}", style="bold"
+            f"{model_name(folder)} · {size:.1f}M parameters · {_tools_line(conversation.tools)}", style="bold"
         )
         screen.note(HELP)
     try:
-        _loop(talk, screen, tuple(registry.TOOLS))
+        _loop(conversation, screen, tuple(registry.TOOLS))
     finally:
         engine.close()
 
@@ -143,21 +148,21 @@ def _tools_line(tools: Sequence[str]) -> str:
     return f"tools {', '.join(tools)}" if tools else "no tools"
 
 
-def _loop(talk: Conversation, screen: Screen, all_tools: tuple[str, ...]) -> None:
+def _loop(conversation: Conversation, screen: Screen, all_tools: tuple[str, ...]) -> None:
     while (line := _read(screen)) is not None:
         question = line.strip()
         if question in ("/exit", "/quit"):
             return
         if question == "/reset":
-            talk.messages = []
+            conversation.messages = []
             screen.note("a new conversation")
         elif question == "/tools":
-            talk.tools = () if talk.tools else all_tools
-            screen.note(_tools_line(talk.tools))
+            conversation.tools = () if conversation.tools else all_tools
+            screen.note(_tools_line(conversation.tools))
         elif question.startswith("/") and len(question.split()) == 1:
             screen.note(HELP)
         elif question:
-            _answer(talk, screen, question)
+            _answer(conversation, screen, question)
 
 
 def _read(screen: Screen) -> str | None:
@@ -171,14 +176,14 @@ def _read(screen: Screen) -> str | None:
     return None
 
 
-def _answer(talk: Conversation, screen: Screen, question: str) -> None:
-    forgotten, began = talk.forgotten, time.perf_counter()
+def _answer(conversation: Conversation, screen: Screen, question: str) -> None:
+    forgotten, began = conversation.forgotten, time.perf_counter()
     try:
-        for event in talk.ask(question):
-            if talk.forgotten > forgotten:
-                forgotten = talk.forgotten
+        for event in conversation.ask(question):
+            if conversation.forgotten > forgotten:
+                forgotten = conversation.forgotten
                 screen.note(
-                    f"(the context holds {talk.engine.max_model_len} tokens: the oldest exchange is forgotten)"
+                    f"(the context holds {conversation.engine.max_model_len} tokens: the oldest exchange is forgotten)"
                 )
             _show(screen, event)
             if event.kind == "done":

@@ -1,4 +1,4 @@
-"""Conversations to ids and back, by the one chat template (chat_template.jinja).
+"""The chat format: conversations to ids by the one chat template (chat_template.jinja); see also `assistant_parser`.
 
     <|system|>SYSTEM TEXT
     Tools:
@@ -11,6 +11,9 @@
 the template prints is held apart while it is rendered and encoded as plain text, so a user, a document, a tool's
 result, name or argument that spells `<call_tool>` gives the letters, never the token. For values without such
 spellings the ids equal those of transformers' `apply_chat_template`.
+
+Training renders whole conversations (`render`). Serving renders the prompt, reads the turn that the model writes
+(`assistant_parser`, id by id) and appends tools' results (`tool_result_ids`): the same ids, in the same order.
 """
 
 from __future__ import annotations
@@ -32,12 +35,18 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from ikirere.errors import UserError
 from ikirere.tokenizer.base import Tokenizer, read_template
 from ikirere.tokenizer.specials import (
+    ASSISTANT,
+    BOS,
     CALL_TOOL,
     CALL_TOOL_END,
-    END,
+    PAD,
     SCRATCHPAD,
     SCRATCHPAD_END,
     SPECIALS,
+    SYSTEM,
+    TOOL_RESULT,
+    TOOL_RESULT_END,
+    USER,
 )
 
 TEMPLATE = read_template()
@@ -59,6 +68,32 @@ class Rendered:
 
     ids: list[int]
     mask: list[bool]
+
+
+@dataclass(frozen=True)
+class ChatTokens:
+    """Ids of the special tokens that an assistant's turn is made of."""
+
+    end: int
+    eos: int
+    scratchpad: int
+    scratchpad_end: int
+    call_tool: int
+    call_tool_end: int
+    forbidden: tuple[int, ...]  # what no assistant may write: roles, tool results, padding
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> ChatTokens:
+        forbidden = (PAD, BOS, SYSTEM, USER, ASSISTANT, TOOL_RESULT, TOOL_RESULT_END)
+        return cls(
+            end=tokenizer.end,
+            eos=tokenizer.eos,
+            scratchpad=tokenizer.id(SCRATCHPAD),
+            scratchpad_end=tokenizer.id(SCRATCHPAD_END),
+            call_tool=tokenizer.id(CALL_TOOL),
+            call_tool_end=tokenizer.id(CALL_TOOL_END),
+            forbidden=tuple(tokenizer.id(special) for special in forbidden),
+        )
 
 
 # ---------------------------------------------------------------- messages to ids
@@ -108,6 +143,22 @@ def render(
             f"{where}: has no assistant message, so nothing of it would be trained; drop it or add one"
         )
     return Rendered(ids, mask)
+
+
+def tool_result_ids(tokenizer: Tokenizer, contents: Sequence[str]) -> list[int]:
+    """The ids after an assistant's turn that called tools: each tool's result, then <|assistant|>.
+
+    They are what `render` gives for these messages at this position of a conversation: the template keeps no text
+    across the special tokens around them. Raises UserError for lone surrogates.
+    """
+    messages = [{"role": "tool", "content": content} for content in contents]
+    return render(tokenizer, messages, add_generation_prompt=True).ids
+
+
+def forced_call_ids(tokenizer: Tokenizer, name: str | None = None) -> list[int]:
+    """The ids with which a turn begins that must be a tool call: of any tool, or of the one named."""
+    opening = [] if name is None else tokenizer.encode(f'{{"name": {_json(name)}, "arguments": ')
+    return [tokenizer.id(CALL_TOOL), *opening]
 
 
 def _runs(output: str, values: Sequence[str]) -> Iterable[tuple[str, bool, bool]]:
@@ -213,72 +264,3 @@ def _plain_call(call: Any, where: str) -> dict[str, Any]:
     if not isinstance(arguments, Mapping):
         raise UserError(f"{where}: arguments of {function['name']} are not an object")
     return {"type": "function", "function": {"name": function["name"], "arguments": arguments}}
-
-
-# ---------------------------------------------------------------- ids to a message
-
-
-def parse_assistant(tokenizer: Tokenizer, ids: Iterable[int]) -> dict[str, Any]:
-    """The message that the model wrote after <|assistant|>, up to <|end|> or to where it stopped.
-
-    Gives `role`, `content`, and where there are any `reasoning_content` and `tool_calls`. A call that is not closed,
-    not JSON, or not a name with an object of arguments is no call: the first such is told in `tool_call_error`.
-    Special tokens that have no place in an assistant's message are left out.
-    """
-    names = {tokenizer.id(s): s for s in SPECIALS}
-    text: list[int] = []
-    reasoning: list[int] = []
-    calls: list[dict[str, Any]] = []
-    errors: list[str] = []
-    call: list[int] | None = None
-    thinking = False
-    for token in ids:
-        special = names.get(token)
-        if special == END:
-            break
-        if special == CALL_TOOL:
-            if call is not None:
-                errors.append("a call was opened inside a call")
-            call = []
-        elif special == CALL_TOOL_END:
-            if call is None:
-                errors.append("a call was closed that was not opened")
-            else:
-                _read_call(tokenizer.decode(call), calls, errors)
-            call = None
-        elif special in (SCRATCHPAD, SCRATCHPAD_END) and call is None:
-            thinking = special == SCRATCHPAD
-        elif call is not None:
-            call.append(token)
-        else:
-            (reasoning if thinking else text).append(token)
-    if call is not None:
-        errors.append("the call was not closed")
-    message: dict[str, Any] = {"role": "assistant", "content": tokenizer.decode(text)}
-    if reasoning:
-        message["reasoning_content"] = tokenizer.decode(reasoning)
-    if calls:
-        message["tool_calls"] = calls
-    if errors:
-        message["tool_call_error"] = errors[0]
-    return message
-
-
-def _read_call(text: str, calls: list[dict[str, Any]], errors: list[str]) -> None:
-    try:
-        call = json.loads(text, parse_constant=_not_json)
-        # An escape can spell a lone surrogate, and 1e999 is read as infinity: neither could be written again.
-        json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
-    except (ValueError, RecursionError) as error:
-        errors.append(f"not JSON: {error}")
-        return
-    if not isinstance(call, dict) or not isinstance(call.get("name"), str):
-        errors.append("the call has no name")
-    elif not isinstance(call.get("arguments"), dict):
-        errors.append(f"the arguments of {call['name']} are not an object")
-    else:
-        calls.append({"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}})
-
-
-def _not_json(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a JSON value")

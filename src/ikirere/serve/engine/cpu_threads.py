@@ -1,4 +1,4 @@
-"""How many threads a model's decode steps deserve on this machine, now: measured, not believed.
+"""How many threads decode a model's steps fastest on this machine: one or all, by measurement.
 
 A small model's matrices are too small to share, and on a busy machine threads that wait for each other cost many
 times what they save; a large model wants them all.
@@ -30,11 +30,11 @@ def fit_threads(model: Decoder, rows: int = 1) -> int:
     if model.device.type != "cpu" or most == 1:
         return most
     tokens = torch.zeros(rows, 1, dtype=torch.long)
-    capacity = min(model.config.max_position_embeddings, 2 * (STEPS + 2))
-    cache = KVCache(model.config, rows, capacity, dtype=model.dtype)
+    length = min(model.config.max_position_embeddings, 2 * (STEPS + 2))
+    cache = KVCache(model.config, rows, length, dtype=model.dtype)
 
     def step() -> None:
-        if int(cache.lengths[0]) == capacity:
+        if int(cache.lengths[0]) == length:
             for row in range(rows):
                 cache.reset(row)
         model.hidden(tokens, cache=cache)

@@ -20,13 +20,15 @@ from ikirere.model.cache import KVCache
 from ikirere.model.decoder import Decoder
 from ikirere.serve.engine.request import Completion, Event, Request
 from ikirere.serve.engine.sampling import sample, token_logprobs
-from ikirere.serve.engine.sequence import ParsedCall, Sequence, ToolReply
-from ikirere.serve.engine.turn_parser import ChatTokens
+from ikirere.serve.engine.sequence import Sequence
+from ikirere.tokenizer.assistant_parser import ParsedCall
 from ikirere.tokenizer.base import Tokenizer
+from ikirere.tokenizer.chat_format import ChatTokens
 from ikirere.tools import registry
+from ikirere.tools.result import ToolResult
 
-PREFILL_TOKENS = 1024  # per step, padding included: bounds how long a prompt keeps decoding rows waiting
-TOOL_PATIENCE = 0.005  # seconds: a tool that answers within keeps its row in the batch
+PREFILL_TOKENS = 1024  # per step, padding included: bounds how long a prompt delays the rows that decode
+TOOL_PATIENCE = 0.005  # seconds: a tool that returns within this keeps its row in the batch
 TOOL_POLL = 0.05  # seconds that a step waits where every request awaits a tool
 
 
@@ -54,10 +56,10 @@ class Engine:
             )
         self.model = model.to(device).eval() if device is not None else model.eval()
         self.tokenizer = tokenizer
-        self.marks = ChatTokens.of(tokenizer)
+        self.chat_tokens = ChatTokens.of(tokenizer)
         self.max_num_seqs = max_num_seqs
         self.max_model_len = max_model_len or limit
-        # One row more than the sequences, through which two rows change places.
+        # One row more than the sequences, through which two rows are swapped.
         self.cache = KVCache(
             model.config,
             max_num_seqs + 1,
@@ -68,10 +70,10 @@ class Engine:
         self.rows: list[Sequence | None] = [None] * max_num_seqs
         self.waiting: deque[Sequence] = deque()
         self._submitted = 0
-        self._tools: dict[Sequence, list[Future[ToolReply]]] = {}
+        self._tools: dict[Sequence, list[Future[ToolResult]]] = {}
         self._threads = ThreadPoolExecutor(tool_threads, thread_name_prefix="tool")
 
-    # ------------------------------------------------------------ the public face
+    # ------------------------------------------------------------ requests
 
     @property
     def busy(self) -> bool:
@@ -83,20 +85,20 @@ class Engine:
         Raises UserError where the request cannot be met.
         """
         request.check(self.max_model_len, self.tokenizer.vocab_size)
-        running = Sequence(request, self.tokenizer, self.marks, self.max_model_len, on_event)
-        running.order = self._submitted
+        sequence = Sequence(request, self.tokenizer, self.chat_tokens, self.max_model_len, on_event)
+        sequence.order = self._submitted
         self._submitted += 1
-        self.waiting.append(running)
-        return running
+        self.waiting.append(sequence)
+        return sequence
 
-    def abort(self, running: Sequence) -> None:
+    def abort(self, sequence: Sequence) -> None:
         """End a request now; its completion says "abort" and keeps what was written."""
-        running.abort()
-        for future in self._tools.pop(running, ()):
+        sequence.abort()
+        for future in self._tools.pop(sequence, ()):
             future.cancel()
-        if running in self.waiting:
-            self.waiting.remove(running)
-        self._free(running)
+        if sequence in self.waiting:
+            self.waiting.remove(sequence)
+        self._free(sequence)
 
     @torch.inference_mode()
     def step(self) -> None:
@@ -111,7 +113,8 @@ class Engine:
     ) -> list[Completion]:
         """Run requests to their ends; completions in the order given. `on_done(index, completion)` as each ends.
 
-        Prompts of like length are prefilled together. The result does not depend on the order or the company.
+        Prompts of like length are prefilled together. A completion depends neither on
+        the order nor on the other requests in the batch.
         """
         finished: dict[int, Completion] = {}
 
@@ -140,7 +143,7 @@ class Engine:
     def stream(self, request: Request) -> Iterator[Event]:
         """Events of one request as they come, "done" last. Closing the iterator aborts the request."""
         events: deque[Event] = deque()
-        running = self.submit(request, events.append)
+        sequence = self.submit(request, events.append)
         try:
             while True:
                 while events:
@@ -150,13 +153,13 @@ class Engine:
                         return
                 self.step()
         finally:
-            if not running.done:
-                self.abort(running)
+            if not sequence.done:
+                self.abort(sequence)
 
     def close(self) -> None:
         """Abort everything and end the tool threads."""
-        for running in [*self.waiting, *(row for row in self.rows if row is not None)]:
-            self.abort(running)
+        for sequence in [*self.waiting, *(row for row in self.rows if row is not None)]:
+            self.abort(sequence)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------ rows
@@ -166,15 +169,15 @@ class Engine:
             if not self.waiting:
                 return
             if occupant is None:
-                running = self.waiting.popleft()
-                running.row = row
-                self.rows[row] = running
+                sequence = self.waiting.popleft()
+                sequence.row = row
+                self.rows[row] = sequence
                 self.cache.reset(row)
 
-    def _free(self, running: Sequence) -> None:
-        if running.row >= 0:
-            self.rows[running.row] = None
-            running.row = -1
+    def _free(self, sequence: Sequence) -> None:
+        if sequence.row >= 0:
+            self.rows[sequence.row] = None
+            sequence.row = -1
 
     def _swap(self, first: int, second: int) -> None:
         a, b = self.rows[first], self.rows[second]
@@ -190,32 +193,32 @@ class Engine:
 
     def _compact(self) -> list[Sequence]:
         """Bring the rows that decode to the front; returns them in row order."""
-        count = sum(1 for running in self.rows if running is not None and running.ready)
-        ready = [running is not None and running.ready for running in self.rows]
+        count = sum(1 for sequence in self.rows if sequence is not None and sequence.ready)
+        ready = [sequence is not None and sequence.ready for sequence in self.rows]
         holes = [row for row in range(count) if not ready[row]]
         movers = [row for row in range(count, self.max_num_seqs) if ready[row]]
         for hole, mover in zip(holes, movers):
             self._swap(hole, mover)
-        return [running for running in self.rows[:count] if running is not None]
+        return [sequence for sequence in self.rows[:count] if sequence is not None]
 
-    # ------------------------------------------------------------ the two kinds of pass
+    # ------------------------------------------------------------ prefill and decode
 
     def _prefill(self) -> None:
         group = self._prefill_group()
         if not group:
             return
-        counts = [min(len(running.pending), PREFILL_TOKENS) for running in group]
+        counts = [min(len(sequence.pending), PREFILL_TOKENS) for sequence in group]
         width = max(counts)
         tokens = torch.tensor(
-            [running.pending[:count] + [0] * (width - count) for running, count in zip(group, counts)]
+            [sequence.pending[:count] + [0] * (width - count) for sequence, count in zip(group, counts)]
         )
         hidden = self._hidden(tokens, group, None if min(counts) == width else torch.tensor(counts))
         through: list[int] = []
-        for number, (running, count) in enumerate(zip(group, counts)):
-            if running.request.prompt_logprobs:
-                self._score_prompt(running, hidden[number, :count])
-            running.feed(count)
-            if not running.pending:
+        for number, (sequence, count) in enumerate(zip(group, counts)):
+            if sequence.request.prompt_logprobs:
+                self._score_prompt(sequence, hidden[number, :count])
+            sequence.advance(count)
+            if not sequence.pending:
                 through.append(number)
         if through:
             last = hidden[through, [counts[number] - 1 for number in through]]
@@ -223,34 +226,34 @@ class Engine:
 
     def _prefill_group(self) -> list[Sequence]:
         """The oldest row to prefill and others of like length, within the budget."""
-        candidates = [running for running in self.rows if running is not None and running.prefilling]
+        candidates = [sequence for sequence in self.rows if sequence is not None and sequence.prefilling]
         if not candidates:
             return []
-        oldest = min(candidates, key=lambda running: running.order)
+        oldest = min(candidates, key=lambda sequence: sequence.order)
         length = len(oldest.pending)
-        candidates.sort(key=lambda running: (abs(len(running.pending) - length), running.order))
+        candidates.sort(key=lambda sequence: (abs(len(sequence.pending) - length), sequence.order))
         group: list[Sequence] = []
         shortest, longest = length, length
-        for running in candidates:
-            low, high = min(shortest, len(running.pending)), max(longest, len(running.pending))
+        for sequence in candidates:
+            low, high = min(shortest, len(sequence.pending)), max(longest, len(sequence.pending))
             if group and (high * (len(group) + 1) > PREFILL_TOKENS or high > 2 * low + 8):
                 break
-            group.append(running)
+            group.append(sequence)
             shortest, longest = low, high
-        return sorted(group, key=lambda running: running.row)
+        return sorted(group, key=lambda sequence: sequence.row)
 
     def _decode(self) -> None:
         group = self._compact()
         if not group:
             return
-        tokens = torch.tensor([[running.pending[0]] for running in group])
+        tokens = torch.tensor([[sequence.pending[0]] for sequence in group])
         hidden = self._hidden(tokens, group, None)
-        for running in group:
-            running.feed(1)
+        for sequence in group:
+            sequence.advance(1)
         self._choose(group, hidden[:, -1])
 
     def _hidden(self, tokens: Tensor, group: list[Sequence], counts: Tensor | None) -> Tensor:
-        rows = torch.tensor([running.row for running in group])
+        rows = torch.tensor([sequence.row for sequence in group])
         return self.model.hidden(tokens.to(self.model.device), cache=self.cache, rows=rows, counts=counts)
 
     def _logits(self, hidden: Tensor) -> Tensor:
@@ -260,33 +263,37 @@ class Engine:
     def _choose(self, group: list[Sequence], hidden: Tensor) -> None:
         """Sample the next id of each row from its last hidden state [rows, D]."""
         logits = self._logits(hidden)
-        ids = sample(logits, [running.settings() for running in group])
-        scores = token_logprobs(logits, ids, [running.request.logprobs for running in group])
-        for running, token, score in zip(group, ids, scores):
-            running.accept(token, score)
-            if running.done:
-                self._free(running)
-            elif running.calls:
-                self._call_tools(running)
+        ids = sample(logits, [sequence.settings() for sequence in group])
+        scores = token_logprobs(logits, ids, [sequence.request.logprobs for sequence in group])
+        for sequence, token, score in zip(group, ids, scores):
+            sequence.append_token(token, score)
+            if sequence.done:
+                self._free(sequence)
+            elif sequence.calls:
+                self._call_tools(sequence)
 
-    def _score_prompt(self, running: Sequence, hidden: Tensor, chunk: int = 256) -> None:
-        """Log-probabilities of the prompt's ids that follow `hidden` [T, D]; logits of `chunk` places at a time."""
-        prompt = running.request.prompt
+    def _score_prompt(self, sequence: Sequence, hidden: Tensor, chunk: int = 256) -> None:
+        """Log-probabilities of the prompt's ids that follow `hidden` [T, D]; logits of `chunk` positions at a time."""
+        prompt = sequence.request.prompt
         for start in range(0, len(hidden), chunk):
-            targets = prompt[running.fed + start + 1 : running.fed + min(start + chunk, len(hidden)) + 1]
+            targets = prompt[
+                sequence.num_computed_tokens + start + 1 : sequence.num_computed_tokens
+                + min(start + chunk, len(hidden))
+                + 1
+            ]
             if targets:
                 logits = self._logits(hidden[start : start + len(targets)])
-                top = [running.request.logprobs or 0] * len(targets)
-                running.prompt_logprobs += token_logprobs(logits, targets, top)
+                top = [sequence.request.logprobs or 0] * len(targets)
+                sequence.prompt_logprobs += token_logprobs(logits, targets, top)
 
     # ------------------------------------------------------------ tools
 
-    def _call_tools(self, running: Sequence) -> None:
-        futures = [self._threads.submit(run_tool, call) for call in running.calls]
+    def _call_tools(self, sequence: Sequence) -> None:
+        futures = [self._threads.submit(run_tool, call) for call in sequence.calls]
         if len(wait(futures, TOOL_PATIENCE).done) == len(futures):
-            self._answer(running, futures)
+            self._continue(sequence, futures)
         else:
-            self._tools[running] = futures
+            self._tools[sequence] = futures
 
     def _collect_tools(self) -> None:
         if not self._tools:
@@ -298,22 +305,22 @@ class Engine:
                 timeout=TOOL_POLL,
                 return_when=FIRST_COMPLETED,
             )
-        for running in [r for r, futures in self._tools.items() if all(future.done() for future in futures)]:
-            self._answer(running, self._tools.pop(running))
+        for sequence in [r for r, futures in self._tools.items() if all(future.done() for future in futures)]:
+            self._continue(sequence, self._tools.pop(sequence))
 
-    def _answer(self, running: Sequence, futures: Iterable[Future[ToolReply]]) -> None:
-        running.answer([future.result() for future in futures])
-        if running.done:
-            self._free(running)
+    def _continue(self, sequence: Sequence, futures: Iterable[Future[ToolResult]]) -> None:
+        sequence.append_tool_results([future.result() for future in futures])
+        if sequence.done:
+            self._free(sequence)
 
 
-def run_tool(call: ParsedCall) -> ToolReply:
-    """Execute a call; a call that cannot be read answers with what is wrong with it."""
+def run_tool(call: ParsedCall) -> ToolResult:
+    """Execute a call. One that cannot be read, or fails, has what is wrong with it as its result."""
     if call.error is not None:
-        return ToolReply(call.name, False, _as_error(call.error))
+        return ToolResult(False, _as_error(call.error))
     result = registry.execute(call.name, call.arguments)
-    content = result.content.encode("utf-8", "replace").decode()  # what is not Unicode text cannot be fed
-    return ToolReply(call.name, result.ok, content if result.ok else _as_error(content))
+    content = result.content.encode("utf-8", "replace").decode()  # lone surrogates cannot be encoded
+    return ToolResult(result.ok, content if result.ok else _as_error(content))
 
 
 def _as_error(text: str) -> str:

@@ -14,7 +14,7 @@ EventKind = Literal["scratchpad", "text", "tool_call", "tool_result", "done"]
 
 
 class ContextTooLong(UserError):
-    """The prompt leaves no room for an answer."""
+    """The prompt fills the context, so that nothing can be generated."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Request:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     ignore_end: bool = False
 
-    def check(self, capacity: int, vocabulary: int) -> None:
-        """Raise UserError where the request cannot be met."""
+    def check(self, max_model_len: int, vocabulary: int) -> None:
+        """Raises UserError where a model of this context length and vocabulary cannot serve the request."""
         if not self.prompt:
             raise UserError("the prompt is empty; give at least one token")
-        if len(self.prompt) + len(self.start) >= capacity:
+        if len(self.prompt) + len(self.start) >= max_model_len:
             raise ContextTooLong(
-                f"the prompt is {len(self.prompt)} tokens, the context holds {capacity} with the answer; "
-                f"shorten the prompt to at most {capacity - 1 - len(self.start)}"
+                f"the prompt is {len(self.prompt)} tokens, the context holds {max_model_len} with the answer; "
+                f"shorten the prompt to at most {max_model_len - 1 - len(self.start)}"
             )
         if not all(0 <= token < vocabulary for token in (*self.prompt, *self.start, *self.logit_bias)):
             raise UserError(f"a token id is outside the vocabulary; ids are 0 to {vocabulary - 1}")
@@ -73,9 +73,9 @@ class Request:
 
 @dataclass(frozen=True)
 class Scored:
-    """A token's log-probability and the part of the output in which the token stands."""
+    """A token's log-probability and the part of the output to which the token belongs."""
 
-    part: Literal["text", "scratchpad", "call", "mark"]
+    part: Literal["text", "scratchpad", "call", "special"]
     score: TokenLogprob
 
 
@@ -96,11 +96,11 @@ class Event:
 
 @dataclass
 class Completion:
-    """What a request gave.
+    """The result of a request.
 
     ids: everything after the prompt, forced ids (tool results, `start`) included.
     text: the visible text of all assistant turns, the concatenation of the "text" events.
-    messages: assistant and tool messages in order, in the form that `chat.render` takes.
+    messages: assistant and tool messages in order, in the form that `chat_format.render` takes.
     tool_calls: calls made, run or not, readable or not.
     sampled: number of tokens that the model chose.
     """

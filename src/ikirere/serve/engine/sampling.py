@@ -98,9 +98,9 @@ def _draw(logits: Tensor, rows: Sequence[RowSettings]) -> Tensor:
     probability = probability.masked_fill((before >= column([row.top_p for row in rows])) & (rank > 0), 0.0)
     cumulative = probability.cumsum(-1)
     target = column([row.uniform for row in rows]) * cumulative[:, -1:]
-    place = torch.searchsorted(cumulative, target, right=True)
+    position = torch.searchsorted(cumulative, target, right=True)
     possible = (probability > 0).sum(-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(place, possible)).squeeze(1)
+    return ids.gather(1, torch.minimum(position, possible)).squeeze(1)
 
 
 def token_logprobs(
@@ -113,10 +113,12 @@ def token_logprobs(
         return result
     scores = torch.log_softmax(logits[asked].float(), dim=-1)
     widest = min(max(top[number] or 0 for number in asked), logits.shape[-1])
-    values, places = torch.topk(scores, widest, dim=-1) if widest else (scores[:, :0], scores[:, :0].long())
+    values, alternatives = (
+        torch.topk(scores, widest, dim=-1) if widest else (scores[:, :0], scores[:, :0].long())
+    )
     own = scores.gather(1, torch.tensor([[ids[number]] for number in asked], device=scores.device))
     for row, number in enumerate(asked):
         count = top[number] or 0
-        best = tuple(zip(places[row, :count].tolist(), values[row, :count].tolist()))
+        best = tuple(zip(alternatives[row, :count].tolist(), values[row, :count].tolist()))
         result[number] = TokenLogprob(ids[number], float(own[row, 0]), best)
     return result

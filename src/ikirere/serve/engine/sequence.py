@@ -1,59 +1,43 @@
-"""A request on its way: what is fed next, what came out, when it is over. No tensors here."""
+"""The state of one request: what the model is fed next, what it wrote, when it is over. No tensors here."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from ikirere.serve.engine.request import Completion, Event, FinishReason, Request, Scored
 from ikirere.serve.engine.sampling import RowSettings, TokenLogprob
-from ikirere.serve.engine.turn_parser import ChatTokens, Turn
+from ikirere.serve.engine.turn_parser import TurnParser
+from ikirere.tokenizer.assistant_parser import ParsedCall
 from ikirere.tokenizer.base import Tokenizer
-
-
-@dataclass(frozen=True)
-class ParsedCall:
-    """A tool call that the engine is to answer; `error` where it cannot be read."""
-
-    name: str
-    arguments: dict[str, Any]
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class ToolReply:
-    """What a tool said."""
-
-    name: str
-    ok: bool
-    content: str
+from ikirere.tokenizer.chat_format import ChatTokens, tool_result_ids
+from ikirere.tools.result import ToolResult
 
 
 class Sequence:
     """State of one request.
 
-    `pending` are the ids to feed next: the prompt at first, then the sampled id, or a tool result's forced
-    ids. `fed` counts the ids that the cache holds. `calls` is non-empty while tools are awaited.
+    `pending`: ids to feed next (the prompt at first, then the sampled id, or the ids of tools' results).
+    `num_computed_tokens`: ids that the cache holds. `calls`: the tool calls whose results are awaited.
     """
 
     def __init__(
         self,
         request: Request,
         tokenizer: Tokenizer,
-        marks: ChatTokens,
-        capacity: int,
+        chat_tokens: ChatTokens,
+        max_model_len: int,
         on_event: Callable[[Event], None] | None,
     ) -> None:
         self.request = request
         self.tokenizer = tokenizer
-        self.marks = marks
-        self.capacity = capacity
+        self.chat_tokens = chat_tokens
+        self.max_model_len = max_model_len
         self.on_event = on_event
         self.row = -1  # of the cache; -1: none
         self.order = 0  # of arrival
-        self.fed = 0
+        self.num_computed_tokens = 0
         self.pending: list[int] = [*request.prompt, *request.start]
         self.ids: list[int] = list(request.start)
         self.messages: list[dict[str, Any]] = []
@@ -65,12 +49,12 @@ class Sequence:
         self.logprobs: list[Scored] = []
         self.prompt_logprobs: list[TokenLogprob | None] = [None]
         self.random = random.Random(request.seed)
-        self.turn = self._new_turn()
+        self.parser = self._new_parser()
         for token in request.start:
-            self._emit_all(self.turn.push(token))
+            self._emit_all(self.parser.push(token))
 
-    def _new_turn(self) -> Turn:
-        return Turn(self.tokenizer, self.marks, self.request.stop, self.request.chat)
+    def _new_parser(self) -> TurnParser:
+        return TurnParser(self.tokenizer, self.request.stop, self.request.chat)
 
     # ------------------------------------------------------------ what the engine asks
 
@@ -92,59 +76,57 @@ class Sequence:
         request = self.request
         banned: tuple[int, ...] = ()
         if request.chat:
-            banned = self.marks.never
-            if self.tool_calls + self.turn.calls >= request.max_tool_calls:
-                banned = (*banned, self.marks.call)
+            banned = self.chat_tokens.forbidden
+            if self.tool_calls + self.parser.calls_opened >= request.max_tool_calls:
+                banned = (*banned, self.chat_tokens.call_tool)
         if request.ignore_end:
-            banned = (*banned, self.marks.end, self.marks.eos)
+            banned = (*banned, self.chat_tokens.end, self.chat_tokens.eos)
         uniform = self.random.random() if request.temperature > 0 else 0.0
         return RowSettings(
             request.temperature, request.top_k, request.top_p, uniform, banned, request.logit_bias
         )
 
-    # ------------------------------------------------------------ what the engine tells
+    # ------------------------------------------------------------ what the engine reports
 
-    def feed(self, count: int) -> None:
+    def advance(self, count: int) -> None:
         """`count` of the pending ids are in the cache now."""
-        self.fed += count
+        self.num_computed_tokens += count
         del self.pending[:count]
 
-    def accept(self, token: int, score: TokenLogprob | None) -> None:
-        """A sampled id."""
+    def append_token(self, token: int, score: TokenLogprob | None) -> None:
+        """Take a sampled id. score: its log-probability, where the request asks for it."""
         if self.request.max_new_tokens == 0:  # the prompt was to be scored, no more
             self._finish("length", keep_turn=False)
             return
-        turn = self.turn
+        parser = self.parser
         self.sampled += 1
         self.ids.append(token)
         if score is not None:
             special = token in self.tokenizer.special_ids
-            self.logprobs.append(Scored("mark" if special else turn.part, score))
-        self._emit_all(turn.push(token))
-        if turn.ended:
+            self.logprobs.append(Scored("special" if special else parser.part, score))
+        self._emit_all(parser.push(token))
+        if parser.ended:
             self._end_turn()
-        elif turn.stopped:
+        elif parser.stopped:
             self._finish("stop")
-        elif self.sampled >= self.request.max_new_tokens or self.fed >= self.capacity:
+        elif self.sampled >= self.request.max_new_tokens or self.num_computed_tokens >= self.max_model_len:
             self._finish("length")
         else:
             self.pending = [token]
 
-    def answer(self, answers: list[ToolReply]) -> None:
-        """The tools' results: forced ids, in the template's form, before the next assistant turn."""
+    def append_tool_results(self, results: list[ToolResult]) -> None:
+        """Take the results of `calls`, in their order. Their ids are fed before the next assistant turn."""
+        for call, result in zip(self.calls, results, strict=True):
+            self.messages.append({"role": "tool", "name": call.name, "content": result.content})
+            self._emit(Event("tool_result", result.content, {"name": call.name, "ok": result.ok}))
         self.calls = []
-        forced: list[int] = []
-        for answer in answers:
-            self.messages.append({"role": "tool", "name": answer.name, "content": answer.content})
-            self._emit(Event("tool_result", answer.content, {"name": answer.name, "ok": answer.ok}))
-            forced += [self.marks.result, *self.tokenizer.encode(answer.content), self.marks.result_end]
-        forced.append(self.marks.assistant)
-        self.turn = self._new_turn()
-        if self.fed + 1 + len(forced) > self.capacity:
+        forced = tool_result_ids(self.tokenizer, [result.content for result in results])
+        self.parser = self._new_parser()
+        if self.num_computed_tokens + 1 + len(forced) > self.max_model_len:
             self._finish("length", keep_turn=False)
             return
         self.ids += forced
-        self.pending = [self.marks.end, *forced]
+        self.pending = [self.chat_tokens.end, *forced]
 
     def abort(self) -> None:
         if not self.done:
@@ -170,19 +152,19 @@ class Sequence:
                 self.calls.append(ParsedCall("", {}, error))
 
     def _keep_turn(self) -> dict[str, Any]:
-        """Close the turn: its message, its text and its calls are the request's now."""
-        message = self.turn.message()
+        """Add the turn's message, text and number of calls to those of the request; returns the message."""
+        message = self.parser.message()
         self.messages.append(message)
-        self.text += self.turn.text
-        self.tool_calls += self.turn.calls
+        self.text += self.parser.text
+        self.tool_calls += self.parser.calls_opened
         return message
 
     def _finish(self, reason: FinishReason, keep_turn: bool = True) -> None:
         self.finish_reason = reason
         self.pending = []
         if keep_turn:
-            self._emit_all(self.turn.finish())
-            if self.turn.ids or not self.messages:
+            self._emit_all(self.parser.finish())
+            if self.parser.ids or not self.messages:
                 self._keep_turn()
         self._emit(Event("done", data=self.completion()))
 

@@ -1,56 +1,12 @@
-"""Reads one assistant turn as its tokens come: scratchpad, visible text, tool calls, end."""
+"""One assistant turn as events: the chat format's parser with stop strings, or plain text."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from ikirere.serve.engine.request import Event
+from ikirere.tokenizer.assistant_parser import AssistantParser, Delta, Part
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat_format import parse_assistant
-
-Part = Literal["text", "scratchpad", "call"]
-
-
-@dataclass(frozen=True)
-class ChatTokens:
-    """Ids of the special tokens that shape a turn."""
-
-    eos: int
-    end: int
-    scratchpad: int
-    scratchpad_end: int
-    call: int
-    call_end: int
-    result: int
-    result_end: int
-    assistant: int
-    never: tuple[int, ...]  # what an assistant may not write: roles, tool results, padding
-
-    @classmethod
-    def of(cls, tokenizer: Tokenizer) -> ChatTokens:
-        identity = tokenizer.id
-        never = (
-            "<pad>",
-            "<bos>",
-            "<|system|>",
-            "<|user|>",
-            "<|assistant|>",
-            "<tool_result>",
-            "</tool_result>",
-        )
-        return cls(
-            eos=tokenizer.eos,
-            end=tokenizer.end,
-            scratchpad=identity("<scratchpad>"),
-            scratchpad_end=identity("</scratchpad>"),
-            call=identity("<call_tool>"),
-            call_end=identity("</call_tool>"),
-            result=identity("<tool_result>"),
-            result_end=identity("</tool_result>"),
-            assistant=identity("<|assistant|>"),
-            never=tuple(identity(name) for name in never),
-        )
 
 
 class StopStrings:
@@ -68,7 +24,7 @@ class StopStrings:
         if not self.stop:
             return text
         self.held += text
-        found = [place for place in (self.held.find(string) for string in self.stop) if place >= 0]
+        found = [start for start in (self.held.find(string) for string in self.stop) if start >= 0]
         if found:
             self.hit = True
             shown, self.held = self.held[: min(found)], ""
@@ -90,88 +46,74 @@ class StopStrings:
         return 0
 
 
-class Turn:
-    """One assistant turn. `push` each id; `finish` when no more come; then `message` is the turn."""
+class TurnParser:
+    """One assistant turn. `push` each id; `finish` when no more come; then `message` is the turn.
 
-    def __init__(self, tokenizer: Tokenizer, marks: ChatTokens, stop: tuple[str, ...], chat: bool) -> None:
-        self.tokenizer = tokenizer
-        self.marks = marks
-        self.chat = chat
+    chat: read scratchpad, text and tool calls. False: all ids but <|end|> and <eos> are text.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], chat: bool) -> None:
         self.ids: list[int] = []
-        self.part: Part = "text"
-        self.calls = 0
-        self.ended = False  # by <|end|> or <eos>
-        self.text = ""
-        self._stop = StopStrings(stop)
+        self.text = ""  # shown: without what stop strings hold back or cut
+        self._chat = AssistantParser(tokenizer) if chat else None
+        self._ends = (tokenizer.end, tokenizer.eos)
         self._decoder = tokenizer.stream_decoder()
-        self._call_from = 0
+        self._stop = StopStrings(stop)
+
+    @property
+    def ended(self) -> bool:
+        """<|end|> or <eos> came."""
+        return bool(self.ids) and self.ids[-1] in self._ends
 
     @property
     def stopped(self) -> bool:
         """A stop string came."""
         return self._stop.hit
 
+    @property
+    def part(self) -> Part:
+        """The part to which the next id belongs."""
+        return "text" if self._chat is None else self._chat.part
+
+    @property
+    def calls_opened(self) -> int:
+        """Tool calls begun, readable or not."""
+        return 0 if self._chat is None else self._chat.calls_opened
+
     def push(self, token: int) -> list[Event]:
         """Events that this id completes."""
         self.ids.append(token)
-        marks = self.marks
-        if token in (marks.end, marks.eos):
-            self.ended = True
-            return self.finish()
-        if not self.chat:
-            return self._piece(self._decoder.push(token))
-        if token in (marks.scratchpad, marks.scratchpad_end) and self.part != "call":
-            return self._enter("scratchpad" if token == marks.scratchpad else "text")
-        if token == marks.call:
-            self.calls += 1
-            self._call_from = len(self.ids) - 1
-            return self._enter("call")
-        if token == marks.call_end:
-            return self._close_call()
-        if self.part == "call":
-            return []
-        return self._piece(self._decoder.push(token))
+        if self._chat is not None:
+            events = [event for delta in self._chat.push(token) for event in self._events(delta)]
+        else:
+            events = [] if self.ended else self._show(self._decoder.push(token))
+        return events + self.finish() if self.ended else events
 
     def finish(self) -> list[Event]:
         """Flush what is held back. Safe to call twice."""
-        events = self._leave()
+        if self._chat is not None:
+            events = [event for delta in self._chat.finish() for event in self._events(delta)]
+        else:
+            events = self._show(self._decoder.flush())
         held = self._stop.flush()
-        if held:
-            self.text += held
-            events.append(Event("text", held))
-        return events
+        self.text += held
+        return [*events, Event("text", held)] if held else events
 
     def message(self) -> dict[str, Any]:
         """The turn as an assistant message; its content is cut where a stop string came."""
-        if not self.chat:
+        if self._chat is None:
             return {"role": "assistant", "content": self.text}
-        message = parse_assistant(self.tokenizer, self.ids)
-        if self.stopped:
-            message["content"] = self.text
-        return message
+        message = self._chat.message()
+        return {**message, "content": self.text} if self.stopped else message
 
-    def _enter(self, part: Part) -> list[Event]:
-        events = self._leave()
-        self.part = part
-        return events
+    def _events(self, delta: Delta) -> list[Event]:
+        if delta.call is not None:
+            call = delta.call
+            known = {"name": call.name, "arguments": call.arguments}
+            return [Event("tool_call", data=known if call.error is None else {"error": call.error})]
+        return self._show(delta.text) if delta.part == "text" else [Event("scratchpad", delta.text)]
 
-    def _leave(self) -> list[Event]:
-        events = self._piece(self._decoder.flush()) if self.part != "call" else []
-        self._decoder = self.tokenizer.stream_decoder()
-        return events
-
-    def _close_call(self) -> list[Event]:
-        if self.part != "call":
-            return self._enter("text")
-        self.part = "text"
-        parsed = parse_assistant(self.tokenizer, self.ids[self._call_from :])
-        if parsed.get("tool_calls"):
-            return [Event("tool_call", data=dict(parsed["tool_calls"][0]["function"]))]
-        return [Event("tool_call", data={"error": parsed.get("tool_call_error", "the call cannot be read")})]
-
-    def _piece(self, text: str) -> list[Event]:
-        if self.part == "scratchpad":
-            return [Event("scratchpad", text)] if text else []
+    def _show(self, text: str) -> list[Event]:
         shown = self._stop.push(text)
         self.text += shown
         return [Event("text", shown)] if shown else []

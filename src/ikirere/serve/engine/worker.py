@@ -1,4 +1,4 @@
-"""The engine's thread: requests come by a queue, events go back to the event loop that asked."""
+"""The engine's thread: requests come through a queue, events go back to the event loop of the caller."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.metrics import Metrics
 from ikirere.serve.engine.request import Completion, Event, Request
 from ikirere.serve.engine.sequence import Sequence
-from ikirere.serve.http.errors import ApiError
 
-MAX_WAITING = 512  # generations
+MAX_WAITING = 512  # requests
+
+
+class QueueFull(Exception):
+    """Too many requests wait; the caller may try again later."""
+
+
+class EngineStopped(Exception):
+    """The engine takes no more requests."""
 
 
 class GenerationHandle:
-    """One generation as its asker sees it. `events` ends after "done"; `cancel` may be called at any time."""
+    """One generation as its caller sees it. `events` ends after "done"; `cancel` may be called at any time."""
 
     def __init__(self, worker: Worker, request: Request) -> None:
         self.request = request
-        self.running: Sequence | None = None
+        self.sequence: Sequence | None = None
         self.since = self.last = time.perf_counter()
-        self.counted = 0  # sampled tokens that the metrics know
+        self.counted = 0  # sampled tokens that are in the metrics
         self.over = False
         self._worker = worker
         self._loop = asyncio.get_running_loop()
@@ -60,7 +67,7 @@ class GenerationHandle:
             if event.kind == "done":
                 result = event.data
         if result is None:
-            raise ApiError(500, "the generation ended without a result")
+            raise RuntimeError("the generation ended without a result")
         return result
 
     def cancel(self) -> None:
@@ -77,7 +84,7 @@ class Worker:
         self.engine = engine
         self.metrics = metrics
         self.commands: queue.Queue[tuple[str, GenerationHandle | None]] = queue.Queue()
-        self._tickets: list[GenerationHandle] = []
+        self._handles: list[GenerationHandle] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._stopping = False
 
@@ -95,21 +102,21 @@ class Worker:
         self._thread.join(timeout)
 
     def submit(self, request: Request) -> GenerationHandle:
-        """Queue a request. Raises ApiError (429, 503) or UserError where it cannot be taken."""
+        """Queue a request. Raises QueueFull, EngineStopped, or UserError where the request cannot be met."""
         if self._stopping or not self.alive:
-            raise ApiError(503, "the server is shutting down")
+            raise EngineStopped("the server is shutting down")
         if len(self.engine.waiting) + self.commands.qsize() >= MAX_WAITING:
-            raise ApiError(429, f"{MAX_WAITING} generations wait already; try again later")
+            raise QueueFull(f"{MAX_WAITING} requests wait already; try again later")
         request.check(self.engine.max_model_len, self.engine.tokenizer.vocab_size)
-        ticket = GenerationHandle(self, request)
-        self.commands.put(("submit", ticket))
-        return ticket
+        handle = GenerationHandle(self, request)
+        self.commands.put(("submit", handle))
+        return handle
 
     # ------------------------------------------------------------ in the thread
 
     def _run(self) -> None:
         while True:
-            stop = self._obey()
+            stop = self._take_commands()
             if stop:
                 break
             try:
@@ -117,66 +124,66 @@ class Worker:
                 self._count()
             except Exception as error:  # a defect must not leave clients waiting
                 self._fail(error)
-        self._fail(ApiError(503, "the server is shutting down"))
+        self._fail(EngineStopped("the server is shutting down"))
         self.engine.close()
 
-    def _obey(self) -> bool:
+    def _take_commands(self) -> bool:
         """Take all commands; wait for one where there is nothing else to do. True: stop."""
         block = not self.engine.busy
         while True:
             try:
-                command, ticket = self.commands.get(block=block)
+                command, handle = self.commands.get(block=block)
             except queue.Empty:
                 return False
             block = False
-            if ticket is None:
+            if handle is None:
                 return True
-            if command == "submit" and not ticket.over:
-                self._begin(ticket)
-            elif command == "abort" and ticket.running is not None:
-                self.engine.abort(ticket.running)
+            if command == "submit" and not handle.over:
+                self._begin(handle)
+            elif command == "abort" and handle.sequence is not None:
+                self.engine.abort(handle.sequence)
                 self._count()
 
-    def _begin(self, ticket: GenerationHandle) -> None:
+    def _begin(self, handle: GenerationHandle) -> None:
         def on_event(event: Event) -> None:
             if event.kind == "tool_result":
                 outcome = "ok" if event.data["ok"] else "error"
                 self.metrics.tool_calls.labels(event.data["name"] or "unreadable", outcome).inc()
-            ticket.put(event)
+            handle.put(event)
 
         try:
-            ticket.running = self.engine.submit(ticket.request, on_event)
+            handle.sequence = self.engine.submit(handle.request, on_event)
         except Exception as error:
-            ticket.put(error)
+            handle.put(error)
             return
-        self._tickets.append(ticket)
-        self.metrics.prompt_tokens.inc(len(ticket.request.prompt))
+        self._handles.append(handle)
+        self.metrics.prompt_tokens.inc(len(handle.request.prompt))
 
     def _count(self) -> None:
         """Bring the metrics up to date after a step."""
         now = time.perf_counter()
         ended = False
-        for ticket in self._tickets:
-            running = ticket.running
-            if running is None:
+        for handle in self._handles:
+            sequence = handle.sequence
+            if sequence is None:
                 continue
-            if running.sampled > ticket.counted:
-                first = ticket.counted == 0
-                (self.metrics.first_token if first else self.metrics.per_token).observe(now - ticket.last)
-                self.metrics.generated_tokens.inc(running.sampled - ticket.counted)
-                ticket.counted, ticket.last = running.sampled, now
-            if running.done:
+            if sequence.sampled > handle.counted:
+                first = handle.counted == 0
+                (self.metrics.first_token if first else self.metrics.per_token).observe(now - handle.last)
+                self.metrics.generated_tokens.inc(sequence.sampled - handle.counted)
+                handle.counted, handle.last = sequence.sampled, now
+            if sequence.done:
                 ended = True
-                self.metrics.requests.labels(running.finish_reason).inc()
-                self.metrics.duration.observe(now - ticket.since)
+                self.metrics.requests.labels(sequence.finish_reason).inc()
+                self.metrics.duration.observe(now - handle.since)
         if ended:
-            self._tickets = [t for t in self._tickets if t.running is not None and not t.running.done]
+            self._handles = [h for h in self._handles if h.sequence is not None and not h.sequence.done]
         self.metrics.waiting.set(len(self.engine.waiting))
         self.metrics.running.set(sum(1 for row in self.engine.rows if row is not None))
 
     def _fail(self, error: Exception) -> None:
-        for ticket in self._tickets:
-            ticket.put(error)
-            if ticket.running is not None:
-                self.engine.abort(ticket.running)
-        self._tickets = []
+        for handle in self._handles:
+            handle.put(error)
+            if handle.sequence is not None:
+                self.engine.abort(handle.sequence)
+        self._handles = []

@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
+from prometheus_client import CollectorRegistry, Counter
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ikirere.errors import UserError
@@ -26,8 +27,7 @@ from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.metrics import Metrics
 from ikirere.serve.engine.worker import GenerationHandle, Worker
 from ikirere.serve.http import chat_route, completion_route
-from ikirere.serve.http import errors as problems
-from ikirere.serve.http.errors import ApiError, as_api_error
+from ikirere.serve.http.errors import ApiError, as_api_error, install
 from ikirere.serve.http.page import chat_page
 from ikirere.serve.http.protocol import ChatRequest, CompletionRequest
 from ikirere.serve.http.service import Service
@@ -35,7 +35,7 @@ from ikirere.serve.load import find_model, load_run_model, model_name, serve_set
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import registry
 
-SHUTDOWN_SECONDS = 5  # what runs may end within; then it is aborted
+SHUTDOWN_SECONDS = 5  # requests may end within these; then they are aborted
 PATHS = ("/v1/models", "/v1/chat/completions", "/v1/completions", "/health", "/metrics", "/")
 
 
@@ -47,11 +47,12 @@ def create_app(
     max_model_len: int | None = None,
     tools: Sequence[str] | None = None,
     temperature: float = 0.0,
+    notice: str | None = None,
 ) -> FastAPI:
     """The application. Its engine thread starts and ends with it (lifespan).
 
     tools: names that the engine offers and runs where a client brings none (default: all of the registry).
-    temperature: for requests that give none.
+    temperature: for requests that give none. notice: a line about the model, shown by /health.
     """
     metrics = Metrics()
     worker = Worker(Engine(model, tokenizer, max_num_seqs=max_num_seqs, max_model_len=max_model_len), metrics)
@@ -59,10 +60,11 @@ def create_app(
         name=name,
         tokenizer=tokenizer,
         worker=worker,
-        capacity=worker.engine.max_model_len,
+        max_model_len=worker.engine.max_model_len,
         created=int(time.time()),
         tools=tuple(registry.TOOLS if tools is None else tools),
         temperature=temperature,
+        notice=notice,
     )
 
     @asynccontextmanager
@@ -73,25 +75,27 @@ def create_app(
 
     app = FastAPI(title=f"Ikirere: {name}", lifespan=lifespan, openapi_url="/openapi.json", redoc_url=None)
     app.state.service = service
-    problems.install(app)
+    install(app)
 
-    app.add_middleware(_Counting, metrics=metrics)
+    app.add_middleware(_Counting, registry=metrics.registry)
     _plain_routes(app, service, metrics)
     _openai_routes(app, service)
     return app
 
 
 class _Counting:
-    """Counts answers by path and status. Plain ASGI, so that streams and disconnects pass through untouched."""
+    """Counts responses by path and status. Plain ASGI, so that streams and disconnects pass through untouched."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self.app, self.metrics = app, metrics
+    def __init__(self, app: ASGIApp, registry: CollectorRegistry) -> None:
+        self.app = app
+        labels = ["path", "status"]
+        self.responses = Counter("ikirere_http_requests", "HTTP responses", labels, registry=registry)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counted(message: Any) -> None:
             if message["type"] == "http.response.start":
                 path = scope["path"] if scope["path"] in PATHS else "other"
-                self.metrics.http.labels(path, str(message["status"])).inc()
+                self.responses.labels(path, str(message["status"])).inc()
             await send(message)
 
         await self.app(scope, receive, counted if scope["type"] == "http" else send)
@@ -108,6 +112,8 @@ def _plain_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
     async def health() -> JSONResponse:
         alive = service.worker.alive
         body = {"status": "ok" if alive else "engine stopped", "model": service.name}
+        if service.notice is not None:
+            body["notice"] = service.notice
         return JSONResponse(body, status_code=200 if alive else 503)
 
     @app.get("/metrics")
@@ -117,7 +123,7 @@ def _plain_routes(app: FastAPI, service: Service, metrics: Metrics) -> None:
 
 def _openai_routes(app: FastAPI, service: Service) -> None:
     card = {"id": service.name, "object": "model", "created": service.created, "owned_by": "ikirere"}
-    card["max_model_len"] = service.capacity
+    card["max_model_len"] = service.max_model_len
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -131,19 +137,19 @@ def _openai_routes(app: FastAPI, service: Service) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         _known(service, body.model)
-        tickets = service.submit(chat_route.build(service, body))
+        handles = service.submit(chat_route.build(service, body))
         if body.stream:
-            return _sse(chat_route.chunks(service, body, tickets), tickets)
-        return JSONResponse(await _or_disconnect(chat_route.answer(service, body, tickets), request, tickets))
+            return _sse(chat_route.chunks(service, body, handles), handles)
+        return JSONResponse(await _or_disconnect(chat_route.answer(service, body, handles), request, handles))
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
         _known(service, body.model)
-        tickets = service.submit(completion_route.build(service, body))
+        handles = service.submit(completion_route.build(service, body))
         if body.stream:
-            return _sse(completion_route.chunks(service, body, tickets), tickets)
-        answer = completion_route.answer(service, body, tickets)
-        return JSONResponse(await _or_disconnect(answer, request, tickets))
+            return _sse(completion_route.chunks(service, body, handles), handles)
+        answer = completion_route.answer(service, body, handles)
+        return JSONResponse(await _or_disconnect(answer, request, handles))
 
 
 def _known(service: Service, model: str) -> None:
@@ -152,7 +158,7 @@ def _known(service: Service, model: str) -> None:
         raise ApiError(404, message, "model", "model_not_found")
 
 
-def _sse(chunks: AsyncIterator[dict[str, Any]], tickets: list[GenerationHandle]) -> StreamingResponse:
+def _sse(chunks: AsyncIterator[dict[str, Any]], handles: list[GenerationHandle]) -> StreamingResponse:
     """Server-sent events, one per chunk, [DONE] last. A client that leaves aborts the generations."""
 
     async def lines() -> AsyncIterator[str]:
@@ -163,15 +169,15 @@ def _sse(chunks: AsyncIterator[dict[str, Any]], tickets: list[GenerationHandle])
         except Exception as error:
             yield f"data: {json.dumps(as_api_error(error).body())}\n\n"
         finally:
-            for ticket in tickets:
-                ticket.cancel()
+            for handle in handles:
+                handle.cancel()
 
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
     return StreamingResponse(lines(), media_type="text/event-stream", headers=headers)
 
 
 async def _or_disconnect(
-    answer: Awaitable[dict[str, Any]], request: Request, tickets: list[GenerationHandle]
+    answer: Awaitable[dict[str, Any]], request: Request, handles: list[GenerationHandle]
 ) -> dict[str, Any]:
     """Await the answer, unless the client leaves first: then abort."""
 
@@ -189,8 +195,8 @@ async def _or_disconnect(
     finally:
         watch.cancel()
         task.cancel()
-        for ticket in tickets:
-            ticket.cancel()
+        for handle in handles:
+            handle.cancel()
 
 
 # ---------------------------------------------------------------- the process
@@ -225,10 +231,13 @@ def serve(
     temperature: float = 0.0,
     name: str | None = None,
     say: Callable[[str], None] = print,
+    notice: str | None = None,
 ) -> None:
     """Serve a run's model, or a Hugging Face folder, until SIGINT or SIGTERM.
 
-    host, port, max_num_seqs and max_model_len default to the `serve` section of the run's recipe. Raises UserError where there is no model at `path` or the port cannot be had; the port is tried first.
+    host, port, max_num_seqs and max_model_len default to the `serve` section of the run's recipe. notice: a line said first
+    and shown by /health, such as that the model is stale. Raises UserError where there is no model at `path` or the port
+    cannot be had; the port is tried first.
     """
     find_model(path)
     settings = serve_settings(path)
@@ -243,12 +252,14 @@ def serve(
         fit_threads(model, max_num_seqs)
         name = name or model_name(folder)
         max_model_len = max_model_len or settings.max_model_len
-        app = create_app(model, tokenizer, name, max_num_seqs, max_model_len, tools, temperature)
+        app = create_app(model, tokenizer, name, max_num_seqs, max_model_len, tools, temperature, notice)
         config = uvicorn.Config(
             app, log_level="warning", timeout_graceful_shutdown=SHUTDOWN_SECONDS, lifespan="on", ws="none"
         )
         shown = f"[{host}]" if ":" in host else host
         base = f"http://{shown}:{sock.getsockname()[1]}"
+        if notice is not None:
+            say(notice)
         say(f"{name}: chat page {base}  OpenAI endpoint {base}/v1  (Ctrl-C ends it)")
         with suppress(KeyboardInterrupt):
             uvicorn.Server(config).run(sockets=[sock])

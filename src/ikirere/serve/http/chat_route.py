@@ -16,7 +16,7 @@ from ikirere.serve.engine.request import Completion, Event, Request, Scored
 from ikirere.serve.engine.worker import GenerationHandle
 from ikirere.serve.http.protocol import ChatRequest, NamedTool
 from ikirere.serve.http.service import Service, bytes_of, merge, spelled, stop_reason
-from ikirere.tokenizer import chat_format as chat
+from ikirere.tokenizer.chat_format import forced_call_ids, render
 from ikirere.tools import registry
 
 
@@ -31,7 +31,7 @@ def build(service: Service, body: ChatRequest) -> list[Request]:
         else:
             executed = frozenset(service.tools)
             offered = registry.definitions(service.tools)
-    prompt = chat.render(
+    prompt = render(
         tokenizer, [message.plain() for message in body.messages], offered or None, add_generation_prompt=True
     ).ids
     limit = body.max_tool_calls if body.max_tool_calls is not None else service.max_tool_calls
@@ -42,29 +42,25 @@ def build(service: Service, body: ChatRequest) -> list[Request]:
         prompt=prompt,
         execute_tools=executed,
         max_tool_calls=limit if offered else 0,
-        start=_start(service, body) if offered else (),
+        start=tuple(_start(service, body)) if offered else (),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
     )
     return service.choices(fixed, body.n, body.seed)
 
 
-def _start(service: Service, body: ChatRequest) -> tuple[int, ...]:
+def _start(service: Service, body: ChatRequest) -> list[int]:
     """The ids that make the turn a call where the client requires one."""
-    tokenizer = service.tokenizer
-    if body.tool_choice == "required":
-        return (tokenizer.id("<call_tool>"),)
     if isinstance(body.tool_choice, NamedTool):
-        opening = f'{{"name": {json.dumps(body.tool_choice.function.name)}, "arguments": '
-        return (tokenizer.id("<call_tool>"), *tokenizer.encode(opening))
-    return ()
+        return forced_call_ids(service.tokenizer, body.tool_choice.function.name)
+    return forced_call_ids(service.tokenizer) if body.tool_choice == "required" else []
 
 
 # ---------------------------------------------------------------- whole answers
 
 
-async def answer(service: Service, body: ChatRequest, tickets: list[GenerationHandle]) -> dict[str, Any]:
+async def answer(service: Service, body: ChatRequest, handles: list[GenerationHandle]) -> dict[str, Any]:
     """The body of a `chat.completion`."""
-    completions = [await ticket.completion() for ticket in tickets]
+    completions = [await handle.completion() for handle in handles]
     choices = [_choice(service, index, completion) for index, completion in enumerate(completions)]
     return service.envelope("chat.completion", choices, service.usage(completions))
 
@@ -93,10 +89,10 @@ def _choice(service: Service, index: int, completion: Completion) -> dict[str, A
 def tool_events(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Calls that were answered, and the answers, in order."""
     events: list[dict[str, Any]] = []
-    for place, message in enumerate(messages):
+    for position, message in enumerate(messages):
         if message["role"] == "tool":
             events.append({"type": "result", "name": message["name"], "content": message["content"]})
-        elif any(later["role"] == "tool" for later in messages[place:]):
+        elif any(later["role"] == "tool" for later in messages[position:]):
             for call in message.get("tool_calls", ()):
                 events.append({"type": "call", **call["function"]})
             if message.get("tool_call_error"):
@@ -139,15 +135,15 @@ def _token(service: Service, token: int, logprob: float) -> dict[str, Any]:
 
 
 async def chunks(
-    service: Service, body: ChatRequest, tickets: list[GenerationHandle]
+    service: Service, body: ChatRequest, handles: list[GenerationHandle]
 ) -> AsyncIterator[dict[str, Any]]:
     """The `chat.completion.chunk` bodies, all under one id."""
     envelope = service.envelope("chat.completion.chunk", [])
-    streams = [_Stream(service, index, bool(body.tools), ticket) for index, ticket in enumerate(tickets)]
+    streams = [_Stream(service, index, bool(body.tools), handle) for index, handle in enumerate(handles)]
     for index in range(len(streams)):
         yield envelope | {"choices": [_delta(index, {"role": "assistant", "content": ""})]}
     completions: list[Completion] = []
-    async for index, event in merge(tickets):
+    async for index, event in merge(handles):
         if event.kind == "done":
             completions.append(event.data)
         for choice in streams[index].choices(event):
@@ -159,8 +155,8 @@ async def chunks(
 class _Stream:
     """One choice of a stream."""
 
-    def __init__(self, service: Service, index: int, for_client: bool, ticket: GenerationHandle) -> None:
-        self.service, self.index, self.for_client, self.ticket = service, index, for_client, ticket
+    def __init__(self, service: Service, index: int, for_client: bool, handle: GenerationHandle) -> None:
+        self.service, self.index, self.for_client, self.handle = service, index, for_client, handle
         self.called = 0
         self.scored = 0
 
@@ -187,9 +183,9 @@ class _Stream:
 
     def _with_logprobs(self, delta: dict[str, Any]) -> dict[str, Any]:
         choice = _delta(self.index, delta)
-        running = self.ticket.running
-        if running is not None and running.request.logprobs is not None:
-            fresh = running.logprobs[self.scored :]
+        sequence = self.handle.sequence
+        if sequence is not None and sequence.request.logprobs is not None:
+            fresh = sequence.logprobs[self.scored :]
             self.scored += len(fresh)
             choice["logprobs"] = _logprobs(self.service, fresh)
         return choice

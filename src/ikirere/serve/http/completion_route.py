@@ -34,18 +34,18 @@ def build(service: Service, body: CompletionRequest) -> list[Request]:
 
 
 async def answer(
-    service: Service, body: CompletionRequest, tickets: list[GenerationHandle]
+    service: Service, body: CompletionRequest, handles: list[GenerationHandle]
 ) -> dict[str, Any]:
     """The body of a `text_completion`."""
-    completions = [await ticket.completion() for ticket in tickets]
+    completions = [await handle.completion() for handle in handles]
     choices = []
-    for index, (ticket, completion) in enumerate(zip(tickets, completions)):
-        prompt = _prompt_text(service, body, ticket.request) if body.echo else ""
+    for index, (handle, completion) in enumerate(zip(handles, completions)):
+        prompt = _prompt_text(service, body, handle.request) if body.echo else ""
         choices.append(
             {
                 "index": index,
                 "text": prompt + completion.text,
-                "logprobs": _logprobs(service, body, ticket.request, completion),
+                "logprobs": _logprobs(service, body, handle.request, completion),
                 "finish_reason": stop_reason(completion),
             }
         )
@@ -53,7 +53,7 @@ async def answer(
 
 
 async def chunks(
-    service: Service, body: CompletionRequest, tickets: list[GenerationHandle]
+    service: Service, body: CompletionRequest, handles: list[GenerationHandle]
 ) -> AsyncIterator[dict[str, Any]]:
     """The chunks of a stream, all under one id. Log-probabilities come with each choice's last chunk."""
     envelope = service.envelope("text_completion", [])
@@ -64,15 +64,15 @@ async def chunks(
         }
 
     if body.echo:
-        for index, ticket in enumerate(tickets):
-            yield choice(index, _prompt_text(service, body, ticket.request))
+        for index, handle in enumerate(handles):
+            yield choice(index, _prompt_text(service, body, handle.request))
     completions: dict[int, Completion] = {}
-    async for index, event in merge(tickets):
+    async for index, event in merge(handles):
         if event.kind == "text":
             yield choice(index, event.text)
         elif event.kind == "done":
             completions[index] = event.data
-            scores = _logprobs(service, body, tickets[index].request, event.data)
+            scores = _logprobs(service, body, handles[index].request, event.data)
             yield choice(index, "", finish_reason=stop_reason(event.data), logprobs=scores)
     if body.stream_options is not None and body.stream_options.include_usage:
         ordered = [completions[index] for index in sorted(completions)]
@@ -86,7 +86,7 @@ def _prompt_text(service: Service, body: CompletionRequest, request: Request) ->
 def _logprobs(
     service: Service, body: CompletionRequest, request: Request, completion: Completion
 ) -> dict[str, Any] | None:
-    """Tokens, their scores, alternatives and places in the text, the prompt's first where it is echoed."""
+    """Tokens, their scores, alternatives and offsets in the text, the prompt's first where it is echoed."""
     if body.logprobs is None:
         return None
     scores: list[TokenLogprob | None] = []
@@ -101,10 +101,10 @@ def _logprobs(
     tokenizer = service.tokenizer
     tokens = [spelled(tokenizer, token) for token in ids]
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
-    offsets, place = [], 0
+    offsets, offset = [], 0
     for token in ids:
-        offsets.append(place)
-        place += len(decoder.decode(tokenizer.decode_bytes([token], keep_special=True)))
+        offsets.append(offset)
+        offset += len(decoder.decode(tokenizer.decode_bytes([token], keep_special=True)))
     return {
         "tokens": tokens,
         "token_logprobs": [None if score is None else max(score.logprob, -9999.0) for score in scores],

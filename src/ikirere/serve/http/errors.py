@@ -12,12 +12,13 @@ from starlette.exceptions import HTTPException
 
 from ikirere.errors import UserError
 from ikirere.serve.engine.request import ContextTooLong
+from ikirere.serve.engine.worker import EngineStopped, QueueFull
 
 TYPES = {404: "not_found_error", 429: "rate_limit_error", 500: "server_error", 503: "server_error"}
 
 
 class ApiError(Exception):
-    """An answer other than 200."""
+    """A response other than 200."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
@@ -29,11 +30,15 @@ class ApiError(Exception):
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """Any failure as an answer; what is not the client's doing is a 500 without details."""
+    """Any failure as a response; what the client did not cause is a 500 without details."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, ContextTooLong):
         return ApiError(400, str(error), "messages", "context_length_exceeded")
+    if isinstance(error, QueueFull):
+        return ApiError(429, str(error))
+    if isinstance(error, EngineStopped):
+        return ApiError(503, str(error))
     if isinstance(error, UserError):
         return ApiError(400, str(error))
     return ApiError(500, f"the server failed ({type(error).__name__})")
@@ -53,14 +58,14 @@ def explain(errors: Sequence[Any]) -> ApiError:
 
 
 def _is_key(part: int | str) -> bool:
-    """Is this part of an error's place a key or index, and not the name of a union's branch?"""
+    """Is this part of an error's path a key or index, and not the name of a union's branch?"""
     if isinstance(part, int):
         return True
     return part not in ("body", "str", "int") and "[" not in part and not part[:1].isupper()
 
 
 def install(app: FastAPI) -> None:
-    """Make every error of `app` speak OpenAI's form."""
+    """Make every error response of `app` one of OpenAI's form."""
 
     def answer(error: ApiError) -> JSONResponse:
         return JSONResponse(error.body(), status_code=error.status)

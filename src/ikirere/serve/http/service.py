@@ -20,23 +20,24 @@ class Service:
     """A served model.
 
     tools: names offered, and run by the engine, where a client gives no tools of its own.
-    temperature: used where a client gives none.
+    temperature: used where a client gives none. notice: a line about the model; None: nothing to report.
     """
 
     name: str
     tokenizer: Tokenizer
     worker: Worker
-    capacity: int
+    max_model_len: int
     created: int
     tools: tuple[str, ...] = ()
     temperature: float = 0.0
     max_tool_calls: int = 4
+    notice: str | None = None
 
     def sampling(self, body: Sampling, prompt_tokens: int, max_tokens: int | None) -> dict[str, Any]:
         """The settings that both endpoints share. The answer is bounded by what the context leaves."""
-        room = max(1, self.capacity - prompt_tokens)
+        available = max(1, self.max_model_len - prompt_tokens)
         return {
-            "max_new_tokens": room if max_tokens is None else min(max_tokens, room),
+            "max_new_tokens": available if max_tokens is None else min(max_tokens, available),
             "temperature": self.temperature if body.temperature is None else body.temperature,
             "top_k": max(0, body.top_k or 0),
             "top_p": 1.0 if body.top_p is None else body.top_p,
@@ -52,15 +53,15 @@ class Service:
 
     def submit(self, requests: Sequence[Request]) -> list[GenerationHandle]:
         """Queue all or none."""
-        tickets: list[GenerationHandle] = []
+        handles: list[GenerationHandle] = []
         try:
             for request in requests:
-                tickets.append(self.worker.submit(request))
+                handles.append(self.worker.submit(request))
         except Exception:
-            for ticket in tickets:
-                ticket.cancel()
+            for handle in handles:
+                handle.cancel()
             raise
-        return tickets
+        return handles
 
     def envelope(
         self, kind: str, choices: list[dict[str, Any]], usage: dict[str, Any] | None = None
@@ -84,22 +85,22 @@ class Service:
         return {"prompt_tokens": prompt, "completion_tokens": sampled, "total_tokens": prompt + sampled}
 
 
-async def merge(tickets: Sequence[GenerationHandle]) -> AsyncIterator[tuple[int, Event]]:
-    """Events of several generations as they come, with the ticket's number. Leaving it aborts what still runs."""
-    if len(tickets) == 1:
-        async for event in tickets[0].events():
+async def merge(handles: Sequence[GenerationHandle]) -> AsyncIterator[tuple[int, Event]]:
+    """Events of several generations as they come, with the generation's number. Leaving it aborts those that still run."""
+    if len(handles) == 1:
+        async for event in handles[0].events():
             yield 0, event
         return
     ready: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue()
 
-    async def pump(number: int, ticket: GenerationHandle) -> None:
+    async def pump(number: int, handle: GenerationHandle) -> None:
         try:
-            async for event in ticket.events():
+            async for event in handle.events():
                 ready.put_nowait((number, event))
         except Exception as error:
             ready.put_nowait((number, error))
 
-    pumps = [asyncio.create_task(pump(number, ticket)) for number, ticket in enumerate(tickets)]
+    pumps = [asyncio.create_task(pump(number, handle)) for number, handle in enumerate(handles)]
     try:
         left = len(pumps)
         while left:
@@ -111,8 +112,8 @@ async def merge(tickets: Sequence[GenerationHandle]) -> AsyncIterator[tuple[int,
     finally:
         for task in pumps:
             task.cancel()
-        for ticket in tickets:
-            ticket.cancel()
+        for handle in handles:
+            handle.cancel()
 
 
 def stop_reason(completion: Completion) -> str:

@@ -1,7 +1,7 @@
 """What the tests of serve and eval share: a small tokenizer, a small model, and a model that follows a script.
 
-`python serve_room.py PORT [DELAY]` serves the scripted model, DELAY seconds per step, without a run folder;
-`python serve_room.py chat [DELAY]` chats with it.
+`python scripted_model.py PORT [DELAY]` serves the scripted model, DELAY seconds per step, without a run folder;
+`python scripted_model.py chat [DELAY]` chats with it.
 """
 
 from __future__ import annotations
