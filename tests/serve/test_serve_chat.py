@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pty
 import select
@@ -14,31 +15,67 @@ from pathlib import Path
 
 import pytest
 import torch
+import uvicorn
+from fastapi.testclient import TestClient
 
 sys.path.insert(0, str(Path(__file__).parent))
 from scripted_model import Scripted, small_model, small_tokenizer
 
+import ikirere.serve.terminal as serve_terminal
 from ikirere.errors import UserError
 from ikirere.model.hub import save_pretrained
-from ikirere.serve.engine import cpu_threads as threads
+from ikirere.serve.engine import cpu_threads
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.http.api import listen, serve
 from ikirere.serve.load import find_model, load_run_model, model_name, serve_settings
 from ikirere.serve.terminal import Conversation, visible
 
-ROOM = str(Path(__file__).parent / "scripted_model.py")
+SCRIPT = str(Path(__file__).parent / "scripted_model.py")
 
 
 def test_on_pipes_only_answers_go_to_the_output() -> None:
     questions = "What is 4821 * 37?\n\n/reset\nhello\n/exit\nhello\n"
     done = subprocess.run(
-        [sys.executable, ROOM, "chat"], input=questions, capture_output=True, text=True, timeout=120
+        [sys.executable, SCRIPT, "chat"], input=questions, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "It is 178377.\nHello! How can I help?\n"
     assert "┊ 4821 * 37 needs the calculator." in done.stderr
     assert "→ calculator(4821 * 37)" in done.stderr and "← 178377" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_notice_comes_first_and_beside_the_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Scripted(small_tokenizer())
+    monkeypatch.setattr(
+        serve_terminal, "load_run_model", lambda path: (model, model.tokenizer, Path("scripted"))
+    )
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    serve_terminal.chat("scripted", notice="pretrain was made with other settings")
+    shown = capsys.readouterr()
+    assert shown.out == "Hello! How can I help?\n"
+    assert shown.err.splitlines()[0] == "pretrain was made with other settings"
+
+
+def test_the_server_says_a_notice_first_and_in_health(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(small_model(), tmp_path / "model", {})
+    small_tokenizer().save(tmp_path / "model")
+    health: list[dict[str, str]] = []
+
+    def ask(server: uvicorn.Server, sockets: list[socket.socket]) -> None:
+        with TestClient(server.config.app) as client:
+            health.append(client.get("/health").json())
+
+    monkeypatch.setattr(uvicorn.Server, "run", ask)
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    said: list[str] = []
+    serve(tmp_path, port=0, name="m", say=said.append, notice="this model is of step 40")
+    assert said[0] == "this model is of step 40" and said[1].startswith("m: chat page ")
+    assert health == [{"status": "ok", "model": "m", "notice": "this model is of step 40"}]
 
 
 class Terminal:
@@ -48,7 +85,7 @@ class Terminal:
         self.master, slave = pty.openpty()
         environment = os.environ | {"TERM": "xterm", "COLUMNS": "100"}
         self.process = subprocess.Popen(
-            [sys.executable, ROOM, "chat", str(delay)],
+            [sys.executable, SCRIPT, "chat", str(delay)],
             stdin=slave,
             stdout=slave,
             stderr=slave,
@@ -143,19 +180,19 @@ def test_loading(tmp_path: Path) -> None:
         load_run_model(run)
 
 
-def test_threads_are_measured_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_threads_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     model, count = small_model(), [4]
     monkeypatch.setattr(torch, "get_num_threads", lambda: count[0])
     monkeypatch.setattr(torch, "set_num_threads", lambda number: count.__setitem__(0, number))
     for costs, chosen in (({1: 1.0, 4: 0.5}, 4), ({1: 1.0, 4: 0.95}, 1), ({1: 1.0, 4: 9.0}, 1)):
         count[0] = 4
-        monkeypatch.setattr(threads, "_seconds", lambda step, costs=costs: costs[count[0]])
-        assert threads.fit_threads(model, 2) == count[0] == chosen
+        monkeypatch.setattr(cpu_threads, "_seconds", lambda step, costs=costs: costs[count[0]])
+        assert cpu_threads.fit_threads(model, 2) == count[0] == chosen
     monkeypatch.undo()
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert threads.fit_threads(model, 3) in (1, 2)
+        assert cpu_threads.fit_threads(model, 3) in (1, 2)
     finally:
         torch.set_num_threads(before)
 
