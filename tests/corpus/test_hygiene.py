@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ikirere.corpus.build.group_split import split
 from ikirere.corpus.dedup.exact import content_hash, url_key
-from ikirere.corpus.licence import PERMISSIVE, allowed, is_permissive, of_metadata, spdx, spdx_expression
+from ikirere.corpus.licence import PERMISSIVE, allowed, of_metadata, spdx, spdx_expression
 
 MIT_TEXT = """The software comes as it is.
 Permission is hereby granted, free of charge, to any person obtaining a copy
@@ -69,8 +69,8 @@ def test_spdx(text: str | None, expected: str) -> None:
         ("", False),
     ],
 )
-def test_is_permissive(expression: str, permissive: bool) -> None:
-    assert is_permissive(expression) is permissive
+def test_what_is_permissive(expression: str, permissive: bool) -> None:
+    assert allowed(expression, "permissive") is permissive
 
 
 def test_permissive_ids_are_spdx() -> None:

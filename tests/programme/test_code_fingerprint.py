@@ -87,4 +87,9 @@ def test_the_real_runner_reaches_recipe_and_errors_and_no_room() -> None:
 
     reached = code.closure(Path(runner.__file__), "ikirere.programme.runner")
     assert {"ikirere.recipe.schema", "ikirere.errors", "ikirere.programme.ledger", "ikirere"} <= set(reached)
-    assert {name.split(".")[1] for name in reached if "." in name} == {"recipe", "errors", "common", "programme"}
+    assert {name.split(".")[1] for name in reached if "." in name} == {
+        "recipe",
+        "errors",
+        "common",
+        "programme",
+    }

@@ -208,17 +208,11 @@ def of_metadata(
     return named[0] if named else spdx(field)
 
 
-def is_permissive(expression: str) -> bool:
-    """Whether everything under the expression may be used with attribution at most: each side of an AND, either
-    side of an OR. WITH adds permissions and counts as its licence. Unknown ids are not permissive."""
-    return allowed(expression, "permissive")
-
-
 @lru_cache(maxsize=4096)
 def allowed(expression: str, policy: str) -> bool:
     """Whether a policy of POLICIES lets a document under the expression in.
 
-    `permissive`: attribution at most. `open`: also share-alike and copyleft. `any`: everything. What nobody declares
+    `permissive`: attribution at most, of each side of an AND and either side of an OR. `open`: also share-alike and copyleft. `any`: everything. What nobody declares
     (unknown, NOASSERTION) and licences of neither list are let in by `any` alone.
     """
     if policy == "any":

@@ -94,11 +94,6 @@ class SftSource:
         rng.shuffle(groups)
         return groups
 
-    @property
-    def rows_per_epoch(self) -> int:
-        """Packed rows of the current epoch."""
-        return len(self._groups)
-
     def _group(self) -> list[int]:
         if self.place >= len(self._groups):
             self.epoch, self.place = self.epoch + 1, 0

@@ -22,12 +22,3 @@ def stablemax_nats(logits: Tensor, labels: Tensor) -> Tensor:
     used = labels != IGNORE
     picked = log_stablemax(logits).gather(-1, labels.masked_fill(~used, 0).unsqueeze(-1)).squeeze(-1)
     return -picked.masked_fill(~used, 0.0)
-
-
-def stablemax_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean over each sequence's labelled places, then over sequences; a sequence without labels counts as 0.
-
-    logits [B, T, V], labels LongTensor [B, T] with -100 for places without loss -> a scalar in fp64.
-    """
-    nats = stablemax_nats(logits, labels)
-    return (nats.sum(-1) / (labels != IGNORE).sum(-1).clamp_min(1)).mean()

@@ -4,6 +4,7 @@ as good."""
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -87,8 +88,9 @@ class QualityFilter:
         self._say(f"quality: trained on {good}; {judged}")
 
     def fingerprint(self) -> str:
-        """Of the rules and their bounds."""
-        return hashlib.sha256(repr(RULES).encode()).hexdigest()
+        """Of the rules and their bounds, and where models are trained of the library that trains them."""
+        library = importlib.metadata.version("scikit-learn") if self.settings.seed_domains else ""
+        return hashlib.sha256(f"{RULES!r}{library}".encode()).hexdigest()
 
     def measure(self, identity: str, text: str) -> tuple[dict[str, float | None], str, dict[str, int]]:
         """(values by the names of MEASURES, as far as they are asked for; the text as the rules leave it;

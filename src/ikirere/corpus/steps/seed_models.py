@@ -12,12 +12,13 @@ import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ikirere.common.files import write_json
-from ikirere.corpus.steps.classifier import Classifier, Features, area_under_curve, features
+from ikirere.corpus.steps.classifier import CHARACTERS, Classifier, features
 from ikirere.corpus.steps.ngram_model import NgramModel, tokens
 from ikirere.corpus.steps.sample import FOLDS, Catalogue, draw, fold
 from ikirere.errors import UserError
@@ -30,6 +31,7 @@ QUANTILE_DOCUMENTS = 10_000  # per domain, for the threshold of perplexity: its 
 FEWEST = 10  # documents per fold and side; the classifier learns nothing from less
 
 Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class SeedModels:
         trained."""
         if not self.classifiers:
             return None
-        return self.classifiers[1 - fold(draw(self.seed, identity))].probability(features(text))
+        classifier = self.classifiers[1 - fold(draw(self.seed, identity))]
+        return float(classifier.probabilities(features([text]))[0])
 
 
 def train(
@@ -111,8 +114,7 @@ def train(
     folder.mkdir(parents=True, exist_ok=True)
     models = SeedModels(folder, seed)
     sizes = _train_ngrams(catalogue, parts, is_seed, folds, folder)
-    good: list[float] = []
-    unjudged: list[float] = []
+    good = unjudged = np.zeros(0)
     for k in range(FOLDS):
         (folder / f"classifier-{k}.npz").unlink(missing_ok=True)  # of an earlier recipe
     if with_classifier:
@@ -122,8 +124,12 @@ def train(
         thresholds = _thresholds(catalogue, parts, is_judged, models, settings.max_perplexity_quantile)
     accuracy = auc = None
     if with_classifier:
-        hits = [np.mean(np.asarray(good) >= 0.5), np.mean(np.asarray(unjudged) < 0.5)]
-        accuracy, auc = round(float(np.mean(hits)), 4), round(area_under_curve(good, unjudged), 4)
+        from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+
+        scores = np.concatenate((good, unjudged))
+        labels = np.repeat([True, False], [len(good), len(unjudged)])
+        accuracy = round(float(balanced_accuracy_score(labels, scores >= 0.5)), 4)
+        auc = round(float(roc_auc_score(labels, scores)), 4)
     summary = Summary(
         seed_documents=int(is_seed.sum()),
         ngram_bytes=sizes,
@@ -164,27 +170,27 @@ def _train_classifiers(
     folds: Sequence[Mask],
     folder: Path,
     seed: int,
-) -> tuple[list[float], list[float]]:
+) -> tuple[Floats, Floats]:
     """Probabilities of the good and of the unjudged documents sampled, each by the classifier that did not
     see it."""
-    found: list[list[list[Features]]] = []  # by fold and side
+    found: list[list[Any]] = []  # by fold and side: the features of its texts
     for of_fold in folds:
         found.append([])
         for members in sides.values():
             chosen = catalogue.lowest(members & of_fold, most=CLASSIFIER_DOCUMENTS)
             # In the order drawn, not the parts': it must not matter how documents are cut into parts.
             ordered = sorted(
-                (int(catalogue.drawn[place]), place, features(text))
+                (int(catalogue.drawn[place]), place, text[:CHARACTERS])
                 for place, text in catalogue.texts(parts, chosen)
             )
-            found[-1].append([one for _, _, one in ordered])
-    scores: tuple[list[float], list[float]] = ([], [])
+            found[-1].append(features([text for _, _, text in ordered]))
+    scores: list[list[Floats]] = [[], []]  # by side
     for k, (good, unjudged) in enumerate(found):
         classifier = Classifier.train(good, unjudged, seed)
         classifier.save(folder / f"classifier-{k}.npz")
         for side, others in zip(scores, found[1 - k]):
-            side.extend(classifier.probability(one) for one in others)
-    return scores
+            side.append(classifier.probabilities(others))
+    return np.concatenate(scores[0]), np.concatenate(scores[1])
 
 
 def _thresholds(

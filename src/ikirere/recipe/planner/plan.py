@@ -5,16 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ikirere.recipe.planner import feasibility as limits
-from ikirere.recipe.planner import flops
-from ikirere.recipe.planner import stated_checks as claims
+# The first and the last are imported for their rules, which register themselves.
+from ikirere.recipe.planner import feasibility, flops, stated_checks  # noqa: F401
 from ikirere.recipe.planner.contradictions import RULES, Facts, Finding
 from ikirere.recipe.planner.counts import Counts, count
 from ikirere.recipe.planner.hardware import Device, find_device
 from ikirere.recipe.planner.memory import Cache, Memory, cache_memory, training_memory, working_precision
 from ikirere.recipe.schema import Recipe
-
-RULE_FILES = (claims, limits)  # importing them fills RULES
 
 
 def find(facts: Facts) -> list[Finding]:
