@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from scripted_model import ids_of, small_tokenizer
 
-from ikirere.serve.engine.sampling import RowSettings, sample, token_logprobs
+from ikirere.serve.engine.sampling import RowSettings, constrain, sample, token_logprobs
 from ikirere.serve.engine.turn_parser import StopStrings, TurnParser
 from ikirere.tokenizer.assistant_parser import parse_assistant
 
@@ -80,6 +80,74 @@ def test_logprobs_only_where_asked() -> None:
     assert [token for token, _ in second.top] == [0, 1]
     assert second.logprob == pytest.approx(-math.log(1 + math.exp(3)))
     assert (third.top, third.logprob) == ((), pytest.approx(-math.log(2)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.one_of(st.none(), st.integers(0, 9)), min_size=1, max_size=5), st.integers(0, 10**6))
+def test_logprobs_are_those_of_a_log_softmax(top: list[int | None], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(len(top), 7, generator=generator) * 3
+    ids = torch.randint(0, 7, (len(top),), generator=generator).tolist()
+    for line, token, count, found in zip(
+        logits.double().tolist(), ids, top, token_logprobs(logits, ids, top), strict=True
+    ):
+        if count is None:
+            assert found is None
+            continue
+        whole = math.log(sum(math.exp(value) for value in line))
+        best = sorted(((value - whole, i) for i, value in enumerate(line)), reverse=True)[:count]
+        assert found is not None and found.id == token
+        assert found.logprob == pytest.approx(line[token] - whole, abs=1e-5)
+        assert [i for i, _ in found.top] == [i for _, i in best]
+        assert [value for _, value in found.top] == pytest.approx([value for value, _ in best], abs=1e-5)
+
+
+def test_settings_at_their_ends() -> None:
+    """Four ids of probability 0.4, 0.3, 0.2 and 0.1."""
+    logits = torch.tensor([[0.4, 0.3, 0.2, 0.1]]).log()
+
+    def one(uniform: float, **settings: float) -> int:
+        return sample(logits, [RowSettings(1.0, uniform=uniform, **settings)])[0]  # type: ignore[arg-type]
+
+    assert [one(u) for u in (0.0, 0.39, 0.41, 0.69, 0.71, 0.89, 0.91, 1 - 1e-12)] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [one(u, top_k=1) for u in (0.0, 0.99)] == [0, 0]
+    assert [one(u, top_k=3) for u in (0.44, 0.45, 0.77, 0.78, 0.99)] == [0, 1, 1, 2, 2]
+    assert [one(0.95, top_k=k) for k in (0, 4, 5)] == [3, 3, 3]
+    assert [one(0.99, top_p=p) for p in (0.0, 0.39, 0.41, 0.69, 0.71, 0.91)] == [0, 0, 1, 1, 2, 3]
+    assert one(0.99, top_p=0.57) == 1 and one(0.99, top_k=2, top_p=0.57) == 0, "0.4 of 0.7 reach 0.57"
+    assert one(0.99, top_k=2, top_p=0.58) == 1
+    assert sample(logits, [RowSettings(0.5, uniform=0.52)]) == [0], "0.16 of 0.30"
+    assert sample(logits, [RowSettings(0.5, uniform=0.54)]) == [1]
+
+
+def test_of_equal_ids_the_first_is_taken() -> None:
+    logits = torch.zeros(1, 5)
+    assert sample(logits, [RowSettings()]) == [0]
+    assert [sample(logits, [RowSettings(1.0, top_k=2, uniform=u)])[0] for u in (0.49, 0.51)] == [0, 1]
+
+
+def test_bans_and_biases_touch_their_own_rows_only() -> None:
+    logits = torch.zeros(3, 4)
+    same = constrain(logits, [RowSettings()] * 3)
+    assert same is logits
+    rows = [
+        RowSettings(banned=(1, 2)),
+        RowSettings(bias={0: 2.5, 3: -1.0}),
+        RowSettings(banned=(0,), bias={1: 1.0}),
+    ]
+    inf = math.inf
+    assert constrain(logits, rows).tolist() == [
+        [0.0, -inf, -inf, 0.0], [2.5, 0.0, 0.0, -1.0], [-inf, 1.0, 0.0, 0.0],
+    ]  # fmt: skip
+    assert constrain(logits, [RowSettings(banned=(3,))] * 3).tolist() == [[0.0, 0.0, 0.0, -inf]] * 3
+    assert not logits.any()
+
+
+def test_a_banned_id_is_not_drawn_even_where_it_was_most_probable() -> None:
+    logits = torch.tensor([[9.0, 0.0, -50.0]])
+    for uniform in (0.0, 0.5, 1 - 1e-12):
+        assert sample(logits, [RowSettings(1.0, uniform=uniform, banned=(0, 2))]) == [1]
+    assert sample(logits, [RowSettings(banned=(0,))]) == [1]
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from ikirere.tokens.batch import Batch
 from ikirere.train import objective
 from ikirere.train.objective import (
     CrossEntropy,
+    chunk_rows,
     cross_entropy,
     sequence_logprobs,
     token_logprobs,
@@ -164,3 +166,71 @@ def test_what_a_loss_is_a_mean_over() -> None:
 
     assert weight_of(CrossEntropy(), batch) == batch.tokens_used < batch.labels.numel()
     assert weight_of(Pairs(), batch) == len(batch.tokens) // 2
+
+
+@pytest.mark.parametrize(
+    ("device", "vocabulary", "rows"),
+    [
+        ("cpu", 4096, 1024),
+        ("cpu", 16_384, 256),
+        ("cpu", 150_000, 256),
+        ("cuda", 32_768, 2048),
+        ("xpu", 65_536, 1024),
+    ],
+)
+def test_a_chunk_of_logits_is_16_mb_on_the_cpu_and_256_mb_elsewhere(
+    device: str, vocabulary: int, rows: int
+) -> None:
+    """But never fewer than 256 rows, which a matrix product needs."""
+    assert chunk_rows(vocabulary, torch.device(device)) == rows
+
+
+def test_losses_of_the_parts_of_a_model_are_added_and_reported() -> None:
+    decoder, batch = small_model(), Numbers().next()
+    plain_loss, _ = CrossEntropy(1e-3)(decoder, batch)
+    balance = torch.tensor(0.25, requires_grad=True)
+    model = SimpleNamespace(
+        hidden=decoder.hidden,
+        output_weight=decoder.output_weight,
+        auxiliary={"balance": balance, "router_z": torch.tensor(0.5)},
+    )
+    loss, scalars = CrossEntropy(1e-3)(model, batch)
+    assert float(loss.detach()) == pytest.approx(float(plain_loss.detach()) + 0.75)
+    assert set(scalars) == {"nll", "z_loss", "balance", "router_z"}
+    assert float(scalars["nll"] + scalars["z_loss"]) == pytest.approx(float(plain_loss.detach()))
+    assert not any(value.requires_grad for value in scalars.values())
+    loss.backward()
+    assert balance.grad == 1.0
+
+
+def test_what_is_reported_is_detached() -> None:
+    hidden, weight, labels = drawn(1, 6, 4, 9, 1.0)
+    for kept in (labels, torch.full_like(labels, -100)):
+        loss, nll, z = cross_entropy(hidden, weight, kept, 0.1)
+        assert loss.requires_grad and not nll.requires_grad and not z.requires_grad
+
+
+def test_logprobs_without_labels_are_zero_and_have_gradients_of_zero() -> None:
+    hidden, weight, labels = drawn(0, 6, 4, 7, 0.0)
+    values = token_logprobs(hidden.view(2, 3, 4), weight, labels.view(2, 3))
+    values.sum().backward()
+    assert values.shape == (2, 3) and values.dtype == torch.float32 and not values.any()
+    assert hidden.grad is not None and weight.grad is not None
+    assert not hidden.grad.any() and not weight.grad.any()
+
+
+def test_gradients_in_bfloat16_add_up_over_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights and states in bf16: each chunk's products are bf16, the sums stay close to those in fp32."""
+    hidden, weight, labels = drawn(2, 64, 16, 40, 0.8)
+    low = [x.detach().bfloat16().requires_grad_() for x in (hidden, weight)]
+    high = [x.detach().float().requires_grad_() for x in low]
+    monkeypatch.setattr(objective, "chunk_rows", lambda vocabulary, device: 10)
+    for loss in (
+        lambda h, w: cross_entropy(h, w, labels, 1e-2)[0],
+        lambda h, w: -token_logprobs(h, w, labels).sum() / (labels != -100).sum(),
+    ):
+        ours = torch.autograd.grad(loss(*low), low)
+        exact = torch.autograd.grad(loss(*high), high)
+        for a, b in zip(ours, exact, strict=True):
+            assert a.dtype == torch.bfloat16
+            close(a.float(), b, 0.03)
