@@ -52,6 +52,11 @@ def test_wsd_may_decay_over_all_steps(decay: float) -> None:
     assert factors(warmed, 10) == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5])
 
 
+def test_wsd_without_decay_stays_at_the_peak() -> None:
+    for least in (0.0, 0.1):
+        assert factors(Schedule(name="wsd", warmup=2, decay=0, min_ratio=least), 5) == [0.5, 1, 1, 1, 1]
+
+
 def test_a_warm_up_longer_than_the_run_is_cut_at_its_end() -> None:
     for name in ("constant", "cosine", "wsd"):
         config = Schedule(name=name, warmup=50, decay=3, min_ratio=0.1)
