@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import sysconfig
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -136,6 +138,62 @@ def test_the_stage_asks_for_held_out_documents(context: StageContext) -> None:
         TokenizerStage().run(context)
 
 
+def changed(recipe: Recipe, **keys: Any) -> Recipe:
+    return Recipe.model_validate(recipe.model_dump() | keys)
+
+
+def test_the_stage_declares_what_it_makes(context: StageContext) -> None:
+    result = TokenizerStage().run(context)
+    domains = sorted(context.recipe.data.domains)
+    assert domains == ["code", "docs"]
+    declared = {pattern.replace("{domain}", domain) for pattern in TokenizerStage.makes for domain in domains}
+    assert {metric.name for metric in result.metrics} == declared
+    assert set(TokenizerStage.outputs) <= set(result.artifacts)
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_equal_inputs_give_equal_bytes(context: StageContext, kind: str) -> None:
+    context.recipe = changed(context.recipe, tokenizer={"kind": kind, "vocab_size": 600})
+    folder = context.folder / "tokenizer"
+    made = []
+    for _ in range(2):
+        TokenizerStage().run(context)
+        made.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        shutil.rmtree(folder)
+    assert made[0] == made[1] and len(made[0]) == 3
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        ({"kind": "bpe", "vocab_size": 100}, r"tokenizer\.vocab_size: 100 is too small for byte-level BPE"),
+        ({"kind": "unigram", "vocab_size": 100}, r"tokenizer\.vocab_size: 100 is too small for Unigram"),
+        ({"kind": "bpe", "vocab_size": 600, "preserve": ["a b"]}, r"tokenizer\.preserve: 'a b' is cut"),
+        ({"kind": "unigram", "vocab_size": 600, "preserve": ["x1"]}, r"tokenizer\.preserve: 'x1' holds a digit"),
+        ({"kind": "bpe", "vocab_size": 600, "mixture": {"law": 1}}, r"no source gives the domain law; domains are code, docs"),
+        ({"kind": "bpe", "vocab_size": 600, "mixture": {"code": 0}}, r"tokenizer\.mixture: all weights are 0"),
+        ({"kind": "pretrained", "vocab_size": 600, "pretrained": "torn.json"}, r"torn\.json: not a tokenizer\.json"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_is_refused_before_there_is_data(
+    context: StageContext, section: dict[str, Any], message: str
+) -> None:
+    (context.recipe_folder / "torn.json").write_text("{")
+    TokenizerStage().check(context.recipe, context.recipe_folder)
+    with pytest.raises(UserError, match=message):
+        TokenizerStage().check(changed(context.recipe, tokenizer=section), context.recipe_folder)
+
+
+def test_without_held_out_documents_or_data_it_is_refused(context: StageContext) -> None:
+    recipe = context.recipe
+    with pytest.raises(UserError, match=r"data\.heldout: 0 leaves no document"):
+        TokenizerStage().check(changed(recipe, data=recipe.data.model_dump() | {"heldout": 0.0}), Path())
+    stages = [name for name in recipe.stages if name != "data"]
+    gates = {name: gates for name, gates in recipe.gates.items() if name != "data"}
+    with pytest.raises(UserError, match="stages: tokenizer needs the stage data"):
+        TokenizerStage().check(changed(recipe, stages=stages, gates=gates), Path())
+
+
 def test_the_stage_depends_on_its_section_and_on_an_adopted_file(context: StageContext) -> None:
     stage = TokenizerStage()
     assert stage.config(context.recipe)["tokenizer"]["vocab_size"] == 600
@@ -145,7 +203,13 @@ def test_the_stage_depends_on_its_section_and_on_an_adopted_file(context: StageC
         TEXTS[:5], Config(kind="bpe", vocab_size=600), context.recipe_folder / "mine", seed=0
     )
     section = Config(kind="pretrained", vocab_size=600, pretrained="mine")
+    trained = stage.config(context.recipe)
+    assert trained["seed"] == context.recipe.seed and trained["tokenizer"]["train_bytes"] == 200_000
     context.recipe = context.recipe.model_copy(update={"tokenizer": section})
+    assert stage.config(context.recipe) == {
+        "tokenizer": {"kind": "pretrained", "vocab_size": 600, "pretrained": "mine"}
+    }
+    stage.check(context.recipe, context.recipe_folder)
     assert len(stage.external(context.recipe, context.recipe_folder)["tokenizer.pretrained"]) == 64
     stage.run(context)
     assert Tokenizer.load(context.folder).encode(TEXTS[3]) == small.encode(TEXTS[3])

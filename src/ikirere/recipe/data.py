@@ -184,3 +184,10 @@ class Data(Section):
     decontaminate: Decontaminate | None = Field(
         default=Decontaminate(), description="in effect where evaluation_sets are named"
     )
+
+    @property
+    def domains(self) -> frozenset[str]:
+        """The domains that the sources give."""
+        named = {s.domain for s in self.sources if s.domain}
+        own = (s.include for s in self.sources if isinstance(s, PythonEnvironment) and s.domain is None)
+        return frozenset(named).union(*own)

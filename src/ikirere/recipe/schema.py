@@ -143,12 +143,7 @@ class Recipe(Section):
         for section in ("sft", "dpo"):
             if section in self.stages and getattr(self, section) is None:
                 raise ValueError(f"{section}: the stage is listed, so this section is needed")
-        domains = {s.domain for s in self.data.sources if s.domain} | {
-            kind
-            for s in self.data.sources
-            if s.kind == "python-environment" and s.domain is None
-            for kind in s.include
-        }
+        domains = self.data.domains
         for i, phase in enumerate(self.pretrain.phases):
             if phase.attention is not None:
                 try:

@@ -31,6 +31,16 @@ SMALLEST = len(SPECIALS) + 256
 Merge = tuple[str, str]
 
 
+def check(config: Config, base: Path) -> None:
+    """Raises UserError for what no text can be trained to."""
+    if config.vocab_size <= SMALLEST:
+        raise UserError(
+            f"tokenizer.vocab_size: {config.vocab_size} is too small for byte-level BPE; "
+            f"{len(SPECIALS)} special tokens and 256 bytes leave no merge; give more than {SMALLEST}"
+        )
+    _preserved(config)
+
+
 def define(
     texts: Iterable[str],
     config: Config,
@@ -39,11 +49,7 @@ def define(
     progress: Callable[[float], None] | None = None,
 ) -> str:
     """tokenizer.json of a BPE vocabulary of exactly `config.vocab_size` ids. Raises UserError where that cannot be."""
-    if config.vocab_size <= SMALLEST:
-        raise UserError(
-            f"tokenizer.vocab_size: {config.vocab_size} is too small for byte-level BPE; "
-            f"{len(SPECIALS)} special tokens and 256 bytes leave no merge; give more than {SMALLEST}"
-        )
+    check(config, base)
     learnt = learn_apart(learn, texts, config.vocab_size - len(SPECIALS), config.split_digits, work)
     merges = [(left, right) for left, right in learnt]
     wanted = config.vocab_size - SMALLEST
@@ -123,16 +129,7 @@ def _keep_whole(merges: list[Merge], wanted: int, config: Config) -> list[Merge]
 
     Missing merges take the place of the rarest learnt ones, which come last and on which no other depends.
     """
-    cut = _pre_tokenizer(pattern(config.split_digits))
-    patterns = []
-    for text in config.preserve:
-        pieces = [piece for piece, _ in cut.pre_tokenize_str(text)]
-        if len(pieces) != 1:
-            raise UserError(
-                f"tokenizer.preserve: {text!r} is cut before merging (digits, words and signs stand apart), "
-                "so it cannot be one token; take it out"
-            )
-        patterns.append(pieces[0])
+    patterns = _preserved(config)
     for room in range(wanted, 0, -1):
         allowed = set(_tokens(merges)[:room])
         kept = [merge for merge in merges if merge[0] + merge[1] in allowed]
@@ -145,6 +142,21 @@ def _keep_whole(merges: list[Merge], wanted: int, config: Config) -> list[Merge]
         if len(_tokens(list(ranks))) == wanted:
             return list(ranks)
     raise UserError(f"tokenizer.preserve: {len(patterns)} patterns do not fit in {config.vocab_size} ids")
+
+
+def _preserved(config: Config) -> list[str]:
+    """`config.preserve` in byte characters. Raises UserError for a text that is cut before merging."""
+    cut = _pre_tokenizer(pattern(config.split_digits))
+    patterns = []
+    for text in config.preserve:
+        pieces = [piece for piece, _ in cut.pre_tokenize_str(text)]
+        if len(pieces) != 1:
+            raise UserError(
+                f"tokenizer.preserve: {text!r} is cut before merging (digits, words and signs stand apart), "
+                "so it cannot be one token; take it out"
+            )
+        patterns.append(pieces[0])
+    return patterns
 
 
 def _merge(text: str, ranks: Mapping[Merge, int]) -> list[str]:

@@ -25,6 +25,14 @@ TIKTOKEN = "tiktoken:"
 PROBES = ("a", " a", "a  b", "\n\n    x = 1\t# y\r\n", "é漢😀", "\x00\x7f", "12345", " ")
 
 
+def check(config: Config, base: Path) -> None:
+    """Raises UserError for a file on this machine that cannot be adopted; a name of the hub or of tiktoken is asked for
+    when the stage runs."""
+    name = config.pretrained or ""
+    if (file := find_file(name, base)) is not None:
+        _give_back(_adopt(file), name)
+
+
 def define(
     texts: Iterable[str],
     config: Config,
@@ -37,6 +45,12 @@ def define(
     definition = (
         _tiktoken(name.removeprefix(TIKTOKEN)) if name.startswith(TIKTOKEN) else _adopt(_find(name, base))
     )
+    _give_back(definition, name)
+    return definition
+
+
+def _give_back(definition: str, name: str) -> None:
+    """Raises UserError where the vocabulary loses text."""
     tokenizer = Tokenizer(definition, f"{KEY}: {name}")
     for probe in PROBES:
         if tokenizer.decode(tokenizer.encode(probe)) != probe:
@@ -44,15 +58,21 @@ def define(
                 f"{KEY}: {name} does not give {probe!r} back; accepted: byte-level BPE, or byte fallback without a "
                 "space put in front"
             )
-    return definition
 
 
-def _find(name: str, base: Path) -> Path:
-    """The tokenizer.json: a path as it is, a path below the recipe's folder, or a file of the hub (or its cache)."""
+def find_file(name: str, base: Path) -> Path | None:
+    """The tokenizer.json at a path as it is or below the recipe's folder; None where no file is there."""
     for path in (Path(name).expanduser(), base / name):
         for file in (path, path / FILE):
             if file.is_file():
                 return file
+    return None
+
+
+def _find(name: str, base: Path) -> Path:
+    """The tokenizer.json: a file on this machine, or of the hub (or its cache)."""
+    if (file := find_file(name, base)) is not None:
+        return file
     try:
         from huggingface_hub import hf_hub_download
     except ImportError:

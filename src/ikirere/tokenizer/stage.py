@@ -8,20 +8,23 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ikirere.common.files import file_sha256, read_rows
+from ikirere.common.files import atomic_folder, file_sha256, read_rows
 from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Progress, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
-from ikirere.tokenizer.base import FILE, Tokenizer
+from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.corpus import choose
+from ikirere.tokenizer.pretrained import find_file
 from ikirere.tokenizer.report import measure_documents, totals
-from ikirere.tokenizer.train import train_tokenizer
+from ikirere.tokenizer.train import KINDS, train_tokenizer
 
 FOLDER = "tokenizer"
 ROWS = "heldout.jsonl"
 TOTALS = "totals.jsonl"
+SHARES = ("round_trip", "id_parity")  # of documents
+FAILURES = ("round_trip_failures", "parity_failures", "forged_specials", "unknown_tokens")
 TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
 
 
@@ -30,24 +33,44 @@ class TokenizerStage(Stage):
 
     name: ClassVar[str] = "tokenizer"
     needs: ClassVar[tuple[str, ...]] = ("data",)
+    makes: ClassVar[tuple[str, ...]] = (
+        "bytes_per_token/{domain}",
+        "tokens_per_line/code",
+        *SHARES,
+        *FAILURES,
+    )
+    outputs: ClassVar[tuple[str, ...]] = (FOLDER,)
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
-        return {"tokenizer": recipe.tokenizer.model_dump(mode="json"), "seed": recipe.seed}
+        settings = recipe.tokenizer.result_settings()
+        if recipe.tokenizer.kind == "pretrained":  # nothing is trained
+            return {"tokenizer": {key: settings[key] for key in ("kind", "vocab_size", "pretrained")}}
+        return {"tokenizer": settings, "seed": recipe.seed}
 
     def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
         """Hash of an adopted tokenizer.json on this machine; a hub name is part of `config`."""
         name = recipe.tokenizer.pretrained
-        for path in (Path(name).expanduser(), recipe_folder / name) if name else ():
-            for file in (path, path / FILE):
-                if file.is_file():
-                    return {"tokenizer.pretrained": file_sha256(file)}
-        return {}
+        file = find_file(name, recipe_folder) if name else None
+        return {"tokenizer.pretrained": file_sha256(file)} if file else {}
+
+    def check(self, recipe: Recipe, recipe_folder: Path) -> None:
+        config = recipe.tokenizer
+        if "data" not in recipe.stages:
+            raise UserError("stages: tokenizer needs the stage data before it")
+        if not recipe.data.heldout:
+            raise UserError("data.heldout: 0 leaves no document to measure the tokenizer on; raise it")
+        if missing := sorted(set(config.mixture) - recipe.data.domains):
+            raise UserError(
+                f"tokenizer.mixture: no source gives the domain {', '.join(missing)}; "
+                f"domains are {', '.join(sorted(recipe.data.domains))}"
+            )
+        if config.mixture and not any(config.mixture.values()):
+            raise UserError("tokenizer.mixture: all weights are 0; give at least one domain a weight")
+        KINDS[config.kind].check(config, recipe_folder)
 
     def run(self, context: StageContext) -> StageResult:
-        if "data" not in context.inputs:
-            raise UserError("stages: tokenizer needs the stage data before it")
         data = context.inputs["data"]
-        for leftover in context.folder.glob("*.part*"):
+        for leftover in context.folder.glob("training.part.*"):
             shutil.rmtree(leftover, ignore_errors=True)
         tokenizer = self._train(context, data / TRAIN)
         rows = context.write_rows(ROWS, self._measure(context, tokenizer, data / HELDOUT))
@@ -56,7 +79,6 @@ class TokenizerStage(Stage):
 
     def _train(self, context: StageContext, parquet: Path) -> Tokenizer:
         config = context.recipe.tokenizer
-        temporary = context.folder / f"{FOLDER}.part"
         texts: Iterable[str] = ()
         if config.kind == "pretrained":
             context.say(f"adopting {config.pretrained}")
@@ -70,11 +92,9 @@ class TokenizerStage(Stage):
             size = sum(sample.taken.values())
             context.say(f"training {config.kind} with {config.vocab_size} ids on {size / 1e6:.1f} MB")
             texts = _watched(context, sample, size)
-        with _share(context, f"train {config.kind} tokenizer") as progress:
-            train_tokenizer(texts, config, temporary, context.seed, context.recipe_folder, progress)
         final = context.folder / FOLDER
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.replace(final)
+        with atomic_folder(final) as part, _share(context, f"train {config.kind} tokenizer") as progress:
+            train_tokenizer(texts, config, part, context.seed, context.recipe_folder, progress)
         return Tokenizer.load(final)
 
     def _measure(
@@ -102,10 +122,8 @@ class TokenizerStage(Stage):
             metrics.append(
                 context.metric("tokens_per_line/code", "ratio", rows, "tokens", "lines", {"domain": "code"})
             )
-        metrics.append(context.metric("round_trip", "proportion", rows, "round_trip"))
-        metrics.append(context.metric("id_parity", "proportion", rows, "id_parity"))
-        for name in ("round_trip_failures", "parity_failures", "forged_specials", "unknown_tokens"):
-            metrics.append(context.metric(name, "scalar", counted, name))
+        metrics += [context.metric(name, "proportion", rows, name) for name in SHARES]
+        metrics += [context.metric(name, "scalar", counted, name) for name in FAILURES]
         return metrics
 
 

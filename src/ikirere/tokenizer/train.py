@@ -13,24 +13,24 @@ from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.specials import SPECIALS
 
 
-class Define(Protocol):
-    """What a kind is: texts and the recipe's section in, the text of a tokenizer.json out."""
+class Kind(Protocol):
+    """What a kind is: a module with these functions."""
 
-    def __call__(
+    def check(self, config: Config, base: Path) -> None:
+        """Raises UserError, naming the key, for all that can be refused before there is text."""
+
+    def define(
         self,
         texts: Iterable[str],
         config: Config,
         work: Path,
         base: Path,
         progress: Callable[[float], None] | None = None,
-    ) -> str: ...
+    ) -> str:
+        """Texts and the recipe's section in, the text of a tokenizer.json out."""
 
 
-KINDS: dict[str, Define] = {
-    "unigram": unigram.define,
-    "bpe": bpe.define,
-    "pretrained": pretrained.define,
-}
+KINDS: dict[str, Kind] = {"unigram": unigram, "bpe": bpe, "pretrained": pretrained}
 
 
 def train_tokenizer(
@@ -50,7 +50,7 @@ def train_tokenizer(
     Raises UserError naming `tokenizer.vocab_size` and the largest possible where the text does not support it.
     """
     folder = Path(folder)
-    definition = KINDS[config.kind](texts, config, folder.parent, base or Path(), progress)
+    definition = KINDS[config.kind].define(texts, config, folder.parent, base or Path(), progress)
     tokenizer = Tokenizer(definition)
     _check(tokenizer, config)
     tokenizer.save(folder)

@@ -64,6 +64,25 @@ _COUNTED = 1 << 22  # characters counted at once
 Pieces = list[tuple[str, float]]
 
 
+def check(config: Config, base: Path) -> None:
+    """Raises UserError for what no text can be trained to."""
+    if config.vocab_size <= SMALLEST:
+        raise UserError(
+            f"tokenizer.vocab_size: {config.vocab_size} is too small for Unigram with byte fallback; special tokens, "
+            f"bytes and ASCII characters take {SMALLEST}; give more"
+        )
+    for text in config.preserve:
+        if config.split_digits and len(text) > 1 and re.search(r"\d", text):
+            raise UserError(
+                f"tokenizer.preserve: {text!r} holds a digit, and tokenizer.split_digits keeps those alone"
+            )
+        if config.indent_transform and "\n" in text:
+            raise UserError(
+                f"tokenizer.preserve: {text!r} holds a line end, which is a token of its own with "
+                "tokenizer.indent_transform; take it out"
+            )
+
+
 def define(
     texts: Iterable[str],
     config: Config,
@@ -72,11 +91,7 @@ def define(
     progress: Callable[[float], None] | None = None,
 ) -> str:
     """tokenizer.json of a Unigram vocabulary of exactly `config.vocab_size` ids. UserError where that cannot be."""
-    if config.vocab_size <= SMALLEST:
-        raise UserError(
-            f"tokenizer.vocab_size: {config.vocab_size} is too small for Unigram with byte fallback; special tokens, "
-            f"bytes and ASCII characters take {SMALLEST}; give more"
-        )
+    check(config, base)
     wanted = config.vocab_size - len(FIXED)
     listen = _Rounds(wanted, progress) if progress else None
     learner = learn_lines if config.indent_transform else learn
@@ -204,15 +219,6 @@ def _keep_whole(pieces: Pieces, config: Config) -> Pieces:
     )  # below, single characters are nearly all there is
     kept = sorted({*config.preserve, *runs}, key=lambda text: (len(text), text))  # a part before the whole
     for text in kept:
-        if config.split_digits and len(text) > 1 and re.search(r"\d", text):
-            raise UserError(
-                f"tokenizer.preserve: {text!r} holds a digit, and tokenizer.split_digits keeps those alone"
-            )
-        if config.indent_transform and "\n" in text:
-            raise UserError(
-                f"tokenizer.preserve: {text!r} holds a line end, which is a token of its own with "
-                "tokenizer.indent_transform; take it out"
-            )
         if any(c not in scores for c in text):
             continue  # of bytes: no character of the corpus
         own = scores.pop(text, -math.inf)
