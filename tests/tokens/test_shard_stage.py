@@ -90,7 +90,7 @@ def test_whole_shards_are_kept_and_damaged_ones_become_the_same_again(context: S
 def test_shards_of_another_tokenizer_are_encoded_anew(context: StageContext) -> None:
     ShardStage().run(context)
     before = contents(context)
-    section = Section(kind="bpe", vocab_size=276)
+    section = Section(kind="bpe", vocab_size=284)
     train_tokenizer(TEXTS["train"] * 50, section, context.inputs["tokenizer"] / "tokenizer", 0)
     ShardStage().run(context)
     assert contents(context) != before
