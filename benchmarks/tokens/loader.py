@@ -13,8 +13,8 @@ Measured, per arm:
   stopped. Then by two ranks of half the rows each, whose rows together must be those batches.
 
 Example:
-    python benchmarks/data/loader.py --folder /tmp/shards --peer-python PEERS/bin/python \\
-        --write benchmarks/data/RESULTS.md
+    python benchmarks/tokens/loader.py --folder /tmp/shards --peer-python PEERS/bin/python \\
+        --write benchmarks/tokens/RESULTS.md
 
 PEERS is an environment with torch, litdata and torchdata; arms whose peer is missing are left out and the table says
 so. `--write` replaces the section "Loader" of the file, or appends it.
