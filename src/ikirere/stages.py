@@ -17,6 +17,9 @@ STAGES: dict[str, str] = {
     "report": "ikirere.report.stage:ReportStage",
 }
 
+MODULES: dict[str, str] = {name: place.split(":")[0] for name, place in STAGES.items()}
+"""Stage -> its module, from which the hash of its code is taken without importing it."""
+
 
 def load_stage(name: str) -> Stage | None:
     """The stage of that name, or None where it is not built."""

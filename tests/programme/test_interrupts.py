@@ -18,7 +18,7 @@ import pytest
 from tests.programme.toys import load_toy, toy_recipe
 
 from ikirere.errors import Refused
-from ikirere.programme import lock, runner
+from ikirere.programme import execute, lock
 from ikirere.programme.ledger import read_events
 from ikirere.programme.status import status
 
@@ -66,7 +66,7 @@ def artifacts(folder: Path) -> dict[str, str]:
 
 def test_killed_in_the_middle_of_a_stage_it_ends_the_same(tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    runner.run(toy_recipe(), tmp_path, whole, load_toy)
+    execute.run(toy_recipe(), tmp_path, whole, load_toy)
     assert call(cut, "kill_at=7").returncode == -signal.SIGKILL
     assert states(cut) == ["done", "interrupted", "waiting"]
     assert len((cut / "square" / "steps.jsonl").read_text().splitlines()) == 8
@@ -79,12 +79,12 @@ def test_killed_in_the_middle_of_a_stage_it_ends_the_same(tmp_path: Path) -> Non
 
 def test_a_torn_ledger_line_is_removed_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    runner.run(toy_recipe(), tmp_path, folder, load_toy)
+    execute.run(toy_recipe(), tmp_path, folder, load_toy)
     with (folder / "ledger.jsonl").open("ab") as handle:
         handle.write(b'{"event": "stage-sta')
     assert states(folder) == ["done"] * 3
     capsys.readouterr()
-    runner.run(toy_recipe(), tmp_path, folder, load_toy)
+    execute.run(toy_recipe(), tmp_path, folder, load_toy)
     said = capsys.readouterr().out
     assert "torn last line" in said
     assert "total: unchanged, kept" in said
@@ -201,7 +201,7 @@ def test_a_full_disk_is_one_line_and_resumable(small_disk: Path, tmp_path: Path)
     assert again.returncode == 0, again.stderr
     assert "numbers: unchanged, kept" in again.stdout
     assert "square: continues" in again.stdout
-    runner.run(toy_recipe(bytes=600_000), tmp_path, tmp_path / "elsewhere", load_toy)
+    execute.run(toy_recipe(bytes=600_000), tmp_path, tmp_path / "elsewhere", load_toy)
     assert artifacts(folder) == artifacts(tmp_path / "elsewhere")
 
 

@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ikirere.common.intervals import wilson
-from ikirere.errors import UserError
 from ikirere.programme.gates import OPERATORS, judge, judge_all, verdict
-from ikirere.programme.ledger import Ledger, broken_at, last, read_events
+from ikirere.programme.ledger import Ledger, broken_at, damaged_lines, last, read_events
 from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate
 
@@ -69,8 +68,13 @@ def test_a_spoilt_line_in_the_middle_is_named(tmp_path: Path) -> None:
     ledger.append("two")
     first, second = path.read_text().splitlines()
     path.write_text(f"{first[:-5]}\n{second}\n")
-    with pytest.raises(UserError, match=r"ledger\.jsonl:1: not an event"):
-        read_events(path)
+    assert [event["event"] for event in read_events(path)] == ["two"], "nothing but the line is lost"
+    assert damaged_lines(path) == [1]
+    assert broken_at(read_events(path)) == 1
+    again = Ledger(path)
+    again.append("three")
+    assert [event["event"] for event in read_events(path)] == ["two", "three"]
+    assert damaged_lines(path) == [1]
 
 
 def test_last_finds_the_newest_of_the_kinds(tmp_path: Path) -> None:
@@ -130,12 +134,13 @@ def test_all_right_does_not_prove_always_right() -> None:
 def test_not_measured_is_never_a_pass() -> None:
     gate = Gate(name="g", metric="m", op="<=", target=1e9, on_miss="stop")
     judged = judge(gate, None)
-    assert (judged.verdict, judged.value, judged.stops) == ("NOT RUN", None, False)
+    assert (judged.verdict, judged.value, judged.stops) == ("NOT RUN", None, True)
+    assert not judge(gate.model_copy(update={"on_miss": "warn"}), None).passed
     assert verdict(math.nan, 0.0, 1.0, ">=", 0.5) == "MISS"
     assert verdict(math.inf, None, None, ">=", 0.5) == "PASS"
 
 
-def test_gates_find_their_metric_by_name_and_only_a_miss_stops() -> None:
+def test_gates_find_their_metric_by_name_and_what_has_not_passed_stops() -> None:
     gates = [
         Gate(name="a", metric="m", op=">=", target=0.5, on_miss="stop"),
         Gate(name="b", metric="m", op=">=", target=2.0, on_miss="stop"),
@@ -145,5 +150,35 @@ def test_gates_find_their_metric_by_name_and_only_a_miss_stops() -> None:
     ]
     judged = judge_all(gates, [metric(1.0, 0.9, 1.1)])
     assert [gate.verdict for gate in judged] == ["PASS", "MISS", "MISS", "NOT RUN", "INSIDE NOISE"]
-    assert [gate.stops for gate in judged] == [False, True, False, False, False]
+    assert [gate.stops for gate in judged] == [False, True, False, True, True]
     assert json.loads(json.dumps(judged[0].to_json()))["low"] == 0.9
+
+
+@pytest.mark.parametrize(
+    ("op", "stop", "value", "decision"),
+    [
+        ("<=", 30.0, 25.0, "go"),
+        ("<=", 30.0, 25.1, "investigate"),
+        ("<=", 30.0, 30.0, "investigate"),
+        ("<=", 30.0, 30.1, "stop"),
+        ("<=", 30.0, math.nan, "stop"),
+        ("<=", 30.0, None, "stop"),
+        (">=", 20.0, 24.9, "investigate"),
+        (">=", 20.0, 20.0, "investigate"),
+        (">=", 20.0, 19.9, "stop"),
+    ],
+)
+def test_a_milestone_goes_is_investigated_or_stops(
+    op: Any, stop: float, value: float | None, decision: str
+) -> None:
+    gate = Gate(name="g", metric="m", op=op, target=25.0, stop_beyond=stop)
+    judged = judge(gate, None if value is None else metric(value, None, None))
+    assert (judged.decision, judged.stops) == (decision, decision == "stop")
+
+
+@pytest.mark.parametrize(("noise", "on_miss", "passed"), [(None, "stop", False), (None, "warn", True),
+                                                          ("pass", "stop", True), ("miss", "warn", False)])  # fmt: skip
+def test_a_gate_says_what_noise_counts_as(noise: Any, on_miss: Any, passed: bool) -> None:
+    gate = Gate(name="g", metric="m", op=">=", target=0.5, on_miss=on_miss, inside_noise=noise)
+    judged = judge(gate, metric(0.55, 0.45, 0.65))
+    assert (judged.verdict, judged.passed) == ("INSIDE NOISE", passed)

@@ -11,14 +11,14 @@ import pytest
 from tests.programme.toys import load_toy, toy_recipe
 
 from ikirere.errors import UserError
-from ikirere.programme import ledger, runner
+from ikirere.programme import execute, ledger
 from ikirere.programme.verify import verify, verify_and_say
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
-    runner.run(toy_recipe(target=0.55), tmp_path, tmp_path / "run", load_toy)
+    execute.run(toy_recipe(target=0.55), tmp_path, tmp_path / "run", load_toy)
     return tmp_path / "run"
 
 
@@ -35,7 +35,7 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 def test_an_untouched_run_is_as_measured(folder: Path) -> None:
     lines: list[str] = []
     assert verify_and_say(folder, lines.append) == 0
-    assert lines == ["3 stages, 11 files, 4 metrics, 1 gates checked: all as measured"]
+    assert lines == ["3 stages, 12 files, 5 metrics, 1 gates checked: all as measured"]
 
 
 @pytest.mark.parametrize(
@@ -96,11 +96,11 @@ def test_changed_raw_rows_are_found_twice(folder: Path) -> None:
 def test_a_changed_ledger_is_named(folder: Path) -> None:
     path = folder / ledger.NAME
     path.write_text(path.read_text().replace('"recipe": "toy"', '"recipe": "toi"', 1))
-    assert problems(folder)[0].startswith(f"{path}:1: changed")
+    assert problems(folder)[0].startswith(f"{path}: event 1 changed")
 
 
 def test_unfinished_stages_are_said_not_passed(tmp_path: Path) -> None:
-    runner.run(toy_recipe(), tmp_path, tmp_path / "run", load_toy, until="numbers")
+    execute.run(toy_recipe(), tmp_path, tmp_path / "run", load_toy, until="numbers")
     found = verify(tmp_path / "run")
     assert found.problems == []
     assert found.unfinished == ["square", "total"]

@@ -37,14 +37,28 @@ def run(
         Path | None, typer.Option(help="Where to write; default: runs/NAME or runs/NAME-rehearsal.")
     ] = None,
     until: Annotated[str | None, typer.Option(metavar="STAGE", help="Stop after this stage.")] = None,
+    rebuild: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="STAGE", help="Make this stage again; what is there is set aside. May be repeated."
+        ),
+    ] = None,
+    go_on: Annotated[
+        bool,
+        typer.Option(
+            "--go-on", help="Go on with a training that has begun, with the settings as they are now."
+        ),
+    ] = False,
 ) -> None:
-    """Run a recipe, or continue where it was left."""
+    """Run a recipe, or continue where it was left. Ends with 3 where the verdict is DO NOT SHIP."""
 
     def action() -> int:
         from ikirere.programme.commands import run_recipe
-        from ikirere.stages import load_stage
+        from ikirere.programme.runner import Options
+        from ikirere.stages import MODULES, load_stage
 
-        return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage)
+        options = Options(rebuild=frozenset(rebuild or ()), go_on=go_on)
+        return run_recipe(recipe, overrides or [], rehearse, run_folder, until, load_stage, options, MODULES)
 
     end(action, resumable=True)
 
@@ -54,11 +68,18 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) 
     """Parameters, FLOPs, memory, hours and contradictions of a recipe. Runs nothing."""
 
     def action() -> None:
+        from ikirere.programme.preflight import load_stages, refusals
         from ikirere.recipe.load import load_recipe
         from ikirere.recipe.planner import plan as make_plan
         from ikirere.recipe.planner import render
+        from ikirere.stages import load_stage
 
-        made = make_plan(load_recipe(recipe, overrides or []))
+        loaded = load_recipe(recipe, overrides or [])
+        stages = load_stages(loaded, load_stage)
+        refused = [(f.stage, f.text) for f in refusals(loaded, recipe.resolve().parent, stages)]
+        made = make_plan(
+            loaded, refused, frozenset(name for name, stage in stages.items() if stage is not None)
+        )
         if json:
             _print_json(made.to_json())
         else:
@@ -68,18 +89,23 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) 
 
 
 @app.command()
-def status(run: RunFolder, json: AsJson = False) -> None:
-    """Stages, metrics and gates of a run."""
+def status(
+    run: RunFolder,
+    json: AsJson = False,
+    checkpoints: Annotated[bool, typer.Option("--checkpoints", help="List every checkpoint.")] = False,
+) -> None:
+    """Stages, metrics, gates and verdict of a run, what was set aside and what is stale."""
 
     def action() -> None:
         from ikirere.programme.console import show_status
         from ikirere.programme.progress import console
         from ikirere.programme.status import status as read_status
+        from ikirere.stages import MODULES
 
         if json:
-            _print_json(read_status(run))
+            _print_json(read_status(run, MODULES))
         else:
-            show_status(run, console())
+            show_status(run, console(), MODULES, checkpoints)
 
     end(action)
 
@@ -90,8 +116,9 @@ def verify(run: RunFolder) -> None:
 
     def action() -> int:
         from ikirere.programme.verify import verify_and_say
+        from ikirere.stages import MODULES
 
-        return verify_and_say(run, print)
+        return verify_and_say(run, print, MODULES)
 
     end(action)
 
@@ -138,6 +165,33 @@ def report(run: RunFolder) -> None:
         from ikirere.stages import load_stage
 
         return remake_report(run, load_stage)
+
+    end(action)
+
+
+Yes = Annotated[bool, typer.Option("--yes", help="Do not ask.")]
+
+
+@app.command()
+def clean(run: RunFolder, yes: Yes = False) -> None:
+    """Delete what a run has set aside: results and trainings that were outdated. Asks first."""
+
+    def action() -> int:
+        from ikirere.programme.commands import clean as delete
+
+        return delete(run, yes)
+
+    end(action)
+
+
+@app.command()
+def prune(run: RunFolder, yes: Yes = False) -> None:
+    """Delete all checkpoints of a run but the newest of each stage, those of milestones too. Asks first."""
+
+    def action() -> int:
+        from ikirere.programme.commands import prune as delete
+
+        return delete(run, yes)
 
     end(action)
 

@@ -1,24 +1,25 @@
 """The version of a stage's code: a hash of every file of the foundry that it can reach.
 
-Reached are the modules named in import statements (also those inside functions), from the stage's own
-module downwards, with the `__init__.py` of the packages on the way and the other files that lie in those
-packages (templates, pages; not README.md). So an edit in a room that a stage does not use leaves its
-cached result alone.
+Reached are the modules named in import statements (also those inside functions) and those that a registry
+names in a string (`"ikirere.corpus.steps.pii:Redactor"`), from the stage's own module downwards, with the
+`__init__.py` of the packages on the way and the other files that lie in those packages (templates, pages;
+not README.md). So an edit in a package that a stage does not use is not an edit of the stage.
 
-Not seen: modules named only in strings (`importlib.import_module`), and the code of third parties,
-whose versions stand in environment.json.
+Not seen: module names that are put together at run time, and the code of third parties, whose versions
+stand in environment.json.
 """
 
 from __future__ import annotations
 
 import ast
 import hashlib
-import inspect
+import re
 from functools import cache
 from pathlib import Path
 
 PACKAGE = "ikirere"
 ROOT = Path(__file__).resolve().parent.parent
+REGISTERED = re.compile(rf"{PACKAGE}(?:\.\w+)+(?::\w+)?")
 SKIPPED_FILES = {"README.md"}
 SKIPPED_ENDINGS = {".py", ".pyc", ".part"}
 
@@ -73,6 +74,13 @@ def _imports(path: Path, module: str, stamp: tuple[int, int]) -> tuple[str, ...]
     names: list[str] = []
     for statement in _statements(tree):
         names.extend(_named(statement, module, path.name == "__init__.py"))
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Constant)
+            and isinstance(node.value, str)
+            and REGISTERED.fullmatch(node.value)
+        ):
+            names.append(node.value.partition(":")[0])
     return tuple(name for name in names if name == PACKAGE or name.startswith(PACKAGE + "."))
 
 
@@ -109,10 +117,12 @@ def _data_files(folder: Path) -> list[Path]:
     return found
 
 
-def code_hash(stage: type, root: Path = ROOT) -> str:
-    """sha256 over names and bytes of all files that the class `stage` can reach."""
-    start = Path(inspect.getfile(stage)).resolve()
-    modules = closure(start, stage.__module__, root)
+def code_hash(module: str, root: Path = ROOT) -> str:
+    """sha256 over names and bytes of all files that the module can reach; '' where there is no such module."""
+    start = module_file(module, root)
+    if start is None:
+        return ""
+    modules = closure(start, module, root)
     files: dict[str, Path] = {f"module {name}": path for name, path in modules.items()}
     for name, path in modules.items():
         if path.name == "__init__.py":

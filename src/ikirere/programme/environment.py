@@ -79,3 +79,15 @@ def describe(seed: int) -> dict[str, Any]:
         "seed": seed,
         "git": _commit(),
     }
+
+
+def made_in() -> dict[str, Any]:
+    """The few facts of the surroundings that can change a result's bits; kept with each result."""
+    packages = _packages()
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "cpu": _cpu_model(),
+        "accelerators": _accelerators(),
+        **{name: packages.get(name) for name in ("torch", "numpy", "tokenizers", "sentencepiece", "pyarrow")},
+    }

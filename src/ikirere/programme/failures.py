@@ -5,7 +5,7 @@
 | 0 | done |
 | 1 | a full disk, an unexpected error (traceback in error.log), or `verify` found a change |
 | 2 | something the user can mend (UserError) |
-| 3 | a gate with `on_miss: stop` was missed |
+| 3 | the verdict is DO NOT SHIP: a gate that stops was not passed |
 | 130, 143 | Ctrl-C, SIGTERM |
 
 After each of them the same command continues the run.
@@ -98,6 +98,15 @@ def unexpected(error: BaseException, folder: Path | None, what: str = "") -> str
     path = save_traceback(error, folder)
     where = f"; traceback in {path}" if path else ""
     return f"{what}{first_line(error)}{where}"
+
+
+def unwritable(error: OSError, folder: Path) -> str:
+    """The line for a folder or file that this user may not write."""
+    named = os.fsdecode(error.filename) if error.filename else str(folder)
+    return (
+        f"{named}: cannot be written ({error.strerror}); nothing was lost: give this user the right to write there, or "
+        "another --run-folder, and the command again"
+    )
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -5,7 +5,8 @@ or missing line in the middle is found by `broken_at`. Lines cut off at the very
 then is a true, shorter history.
 
 A process killed in the middle of a write leaves a torn last line. Readers pass over it; the next writer
-(there is one at a time, see lock.py) removes it.
+(there is one at a time, see lock.py) removes it. Another line that is not an event is passed over too and
+named: each stage's folder says by itself (identity.json) what it is, so nothing is lost with the line.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ikirere.common.files import canonical_json
 from ikirere.errors import UserError
 
 NAME = "ledger.jsonl"
@@ -30,8 +32,7 @@ def now() -> str:
 
 def _chain(previous: str, event: Event) -> str:
     content = {key: value for key, value in event.items() if key != "chain"}
-    text = json.dumps(content, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256((previous + text).encode()).hexdigest()
+    return hashlib.sha256((previous + canonical_json(content)).encode()).hexdigest()
 
 
 def _split(data: bytes) -> tuple[list[bytes], int]:
@@ -40,31 +41,43 @@ def _split(data: bytes) -> tuple[list[bytes], int]:
     return data[:whole].splitlines(), whole
 
 
-def read_events(path: Path) -> list[Event]:
-    """All events of a ledger; [] where there is none. A torn last line is passed over.
-
-    Raises UserError naming the line where another one is not JSON.
-    """
-    try:
-        lines, _ = _split(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    events = []
+def _parse(lines: list[bytes]) -> tuple[list[Event], list[int]]:
+    """The events, and the numbers (from 1) of the lines that are none."""
+    events: list[Event] = []
+    damaged = []
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
         except ValueError:
             event = None
-        if not isinstance(event, dict) or "event" not in event:
-            if number == len(lines):
-                break
-            raise UserError(
-                f"{path}:{number}: not an event; the ledger was altered, restore it or remove the run"
-            )
-        events.append(event)
-    return events
+        if isinstance(event, dict) and "event" in event:
+            events.append(event)
+        else:
+            damaged.append(number)
+    return events, damaged
+
+
+def _lines(path: Path) -> list[bytes]:
+    try:
+        return _split(path.read_bytes())[0]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_events(path: Path) -> list[Event]:
+    """All events of a ledger; [] where there is none. Lines that are not events are passed over.
+
+    Raises UserError where the file cannot be read.
+    """
+    return _parse(_lines(path))[0]
+
+
+def damaged_lines(path: Path) -> list[int]:
+    """Numbers (from 1) of the lines that are not events, without a torn last one."""
+    lines = _lines(path)
+    return [number for number in _parse(lines)[1] if number < len(lines)]
 
 
 def broken_at(events: list[Event]) -> int | None:
@@ -91,7 +104,7 @@ class Ledger:
             return False
         size = self.path.stat().st_size
         lines, whole = _split(self.path.read_bytes())
-        if len(lines) > len(self.events):
+        if lines and len(lines) in _parse(lines)[1]:
             whole -= len(lines[-1]) + 1
         if whole == size:
             return False
@@ -126,3 +139,43 @@ def last(events: list[Event], stage: str, *kinds: str) -> tuple[int, Event] | No
         if events[place].get("stage") == stage and events[place]["event"] in kinds:
             return place, events[place]
     return None
+
+
+ENDINGS = ("stage-finished", "stage-failed", "stage-interrupted", "stage-stopped", "stage-killed")
+
+
+def _seconds(stamp: str) -> float:
+    return datetime.fromisoformat(stamp).timestamp()
+
+
+def newest_change(folder: Path) -> float | None:
+    """When a file of the folder was last written (POSIX seconds); None where there is none."""
+    times = [path.stat().st_mtime for path in folder.rglob("*") if path.is_file()]
+    return max(times, default=None)
+
+
+def unended(events: list[Event], stage: str) -> Event | None:
+    """The start of an attempt that has no end in the ledger: it runs, or was killed."""
+    newest = last(events, stage, "stage-started", *ENDINGS, "stage-set-aside", "stage-restored")
+    return newest[1] if newest and newest[1]["event"] == "stage-started" else None
+
+
+def spent_seconds(events: list[Event], stage: str, folder: Path) -> float:
+    """Seconds that all attempts at what is in the stage's folder took, killed ones up to their last written file."""
+    total, began = 0.0, None
+    for event in events:
+        if event.get("stage") != stage:
+            continue
+        kind = event["event"]
+        if kind == "stage-set-aside":
+            total, began = 0.0, None
+        elif kind == "stage-restored":
+            total, began = float(event.get("spent", 0.0)), None
+        elif kind == "stage-started":
+            total, began = (0.0 if event.get("fresh") else total), _seconds(event["time"])
+        elif kind in ENDINGS and began is not None:
+            total += max(0.0, _seconds(str(event.get("ended") or event["time"])) - began)
+            began = None
+    if began is not None and folder.is_dir():
+        total += max(0.0, (newest_change(folder) or began) - began)
+    return total

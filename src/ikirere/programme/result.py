@@ -17,7 +17,7 @@ from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import StageResult
 
 NAME = "result.json"
-FINISHED = ("stage-finished", "stage-judged")
+DONE = ("stage-finished", "stage-restored")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class StageTiming:
     started: str
     ended: str
     seconds: float  # of the attempt that finished
-    attempts: int  # 1 and the kills before it
+    spent: float  # of all attempts
+    attempts: int
     peak_rss_bytes: int
 
 
@@ -62,9 +63,13 @@ def read(folder: Path) -> dict[str, Any]:
         if not isinstance(content, dict) or not {"metrics", "artifacts", "gates"} <= set(content):
             raise ValueError("not a stage's result")
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); run the recipe again") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); the run command writes it again from what is there"
+        ) from None
     except ValueError as error:
-        raise UserError(f"{path}: was altered ({error}); run the recipe again") from None
+        raise UserError(
+            f"{path}: was altered ({error}); the run command writes it again from what is there"
+        ) from None
     return content
 
 
@@ -77,28 +82,16 @@ def digest(folder: Path) -> str:
 
 
 def finished(events: list[Event], stage: str) -> Event | None:
-    """The event of the stage's last end, or None where it never ended or was begun again since."""
-    newest = last(events, stage, "stage-started", "stage-finished")
-    return newest[1] if newest and newest[1]["event"] == "stage-finished" else None
+    """The event that says the stage is done (it ended, or came back from where it was set aside); None where it is
+    not, or was begun again or set aside since."""
+    newest = last(events, stage, "stage-started", "stage-set-aside", *DONE)
+    return newest[1] if newest and newest[1]["event"] in DONE else None
 
 
 def result_digest(events: list[Event], stage: str) -> str | None:
     """What the ledger holds as the hash of the stage's result.json."""
-    newest = last(events, stage, *FINISHED)
+    newest = last(events, stage, *DONE, "stage-judged")
     return newest[1]["result"] if newest else None
-
-
-def stale(events: list[Event], stage: str) -> bool:
-    """True where an input of the stage, or an input of that, was made (or begun) again after the stage ended."""
-    end = last(events, stage, "stage-finished")
-    start = last(events, stage, "stage-started")
-    if end is None or start is None:
-        return False
-    for name in start[1].get("inputs", {}):
-        newest = last(events, name, "stage-started", "stage-finished")
-        if (newest is not None and newest[0] > end[0]) or stale(events, name):
-            return True
-    return False
 
 
 def damage(folder: Path, artifacts: list[dict[str, Any]]) -> str | None:
@@ -108,3 +101,12 @@ def damage(folder: Path, artifacts: list[dict[str, Any]]) -> str | None:
         if not path.is_file() or path.stat().st_size != row["bytes"]:
             return str(row["path"])
     return None
+
+
+def fault(folder: Path, digest: str) -> bool:
+    """Whether result.json is missing, unreadable, or not the file with that hash."""
+    try:
+        read(folder)
+    except UserError:
+        return True
+    return files.file_sha256(folder / NAME) != digest

@@ -1,49 +1,51 @@
-"""Runs the stages of a recipe in order, each once for what it depends on.
+"""Runs the stages of a recipe in order, each once for what its outputs depend on.
 
-A stage is kept when the ledger holds its key, its files are there with equal sizes, and no input was made
-again since. The key is a hash of the stage's name, its part of the recipe, the fingerprint of what it reads
-from outside, its code, its inputs' keys, the seed, and whether this is a rehearsal.
+First everything that can refuse the run is asked (`preflight`), then what becomes of each stage's folder is decided
+(`decisions`), and only then a folder changes. Nothing that was made is deleted: what is outdated is set aside.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ikirere.common import files
+from ikirere.common.files import write_json
 from ikirere.errors import UserError
-from ikirere.programme import artifacts, environment, gates, result
+from ikirere.programme import artifacts, environment, gates, result, set_aside
 from ikirere.programme.code_fingerprint import code_hash
+from ikirere.programme.decisions import DEAR_SECONDS, Action, Decision, decide, question
 from ikirere.programme.failures import Failure, disk_full, first_line, unexpected
-from ikirere.programme.ledger import NAME as LEDGER
-from ikirere.programme.ledger import Ledger, last, now, read_events
-from ikirere.programme.lock import NAME as LOCK
-from ikirere.programme.lock import RunLock
+from ikirere.programme.identity import Identity, Record, new_record, outputs_digest, read_record
+from ikirere.programme.ledger import Ledger, newest_change, now, spent_seconds, unended
+from ikirere.programme.metric_names import undeclared
+from ikirere.programme.metrics import Metric
 from ikirere.programme.progress import Reporter, clock
 from ikirere.programme.resources import ResourceMeter
-from ikirere.programme.stage import Stage, StageContext
-from ikirere.programme.status import reopen
-from ikirere.programme.tracker import Tracker, check
+from ikirere.programme.stage import GateStop, Stage, StageContext
+from ikirere.programme.tracker import Tracker
 from ikirere.recipe.schema import Recipe
 
-STOPPED = 3
-Loader = Callable[[str], Stage | None]
+Ask = Callable[[str, Decision], str]
+"""Asks the user about a dear stage: 'rebuild', 'go on' or 'stop'."""
 
 
-def _hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+@dataclass(frozen=True)
+class Options:
+    """What the command line allows. rebuild: stages to make again. ask: None where nobody can be asked."""
+
+    rebuild: frozenset[str] = frozenset()
+    go_on: bool = False
+    ask: Ask | None = None
+    dear_seconds: float = DEAR_SECONDS
 
 
 @dataclass
 class Run:
-    """One call of `run`: the recipe, where it goes, and what happened so far."""
+    """One call of `run`: the recipe, where it goes, and what happened so far. The lock is held."""
 
     recipe: Recipe
     recipe_folder: Path
@@ -51,78 +53,194 @@ class Run:
     rehearsal: bool
     reporter: Reporter
     ledger: Ledger
-    tracker: Tracker
-    keys: dict[str, str] = field(default_factory=dict)  # of the stages done so far
-    missed: list[gates.GateResult] = field(default_factory=list)  # gates that stop the run
+    tracker: Tracker | None = None  # opened with the first write
+    options: Options = field(default_factory=Options)
+    choices: dict[str, str] = field(default_factory=dict)  # of dear stages, as the user chose
+    digests: dict[str, str] = field(default_factory=dict)  # of the outputs of the stages done so far
+    stopped: list[gates.GateResult] = field(default_factory=list)  # gates that end the run
+    _replaced: list[tuple[str, Path]] = field(
+        default_factory=list
+    )  # stages made again, and where the old one is
+
+    # -------------------------------------------------------------- deciding
+
+    def identity(self, stage: Stage, inputs: Mapping[str, str]) -> Identity:
+        recipe, above = self.recipe, self.recipe_folder
+        return Identity(
+            stage.name, stage.config(recipe), stage.external(recipe, above), inputs, recipe.seed, self.rehearsal,
+            stage.measuring(recipe),
+        )  # fmt: skip
+
+    def inputs(self, stage: Stage) -> dict[str, str]:
+        if not stage.reads_results:
+            return {name: self.digests[name] for name in stage.needs if name in self.digests}
+        found = {}
+        for name in self.recipe.stages:
+            path = self.folder / name / result.NAME
+            if name != stage.name and path.is_file():
+                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
+
+    def decision(self, stage: Stage, inputs: Mapping[str, str], rebuild: bool) -> Decision:
+        choice = self.choices.get(stage.name)
+        return decide(
+            stage,
+            self.identity(stage, inputs),
+            self.folder,
+            self.ledger.events,
+            rebuild=rebuild or choice == "rebuild",
+            go_on=self.options.go_on or choice == "go on",
+            dear_seconds=self.options.dear_seconds,
+        )
+
+    def foresee(self, stages: Iterable[Stage]) -> None:
+        """Ask, or refuse, for every dear stage whose own settings changed, before any folder does.
+
+        Inputs are taken as they were: whether making them again changes their bytes is not known yet.
+        """
+        for stage in stages:
+            record = read_record(self.folder / stage.name)
+            if record is not None and stage.name not in self.options.rebuild:
+                before = record.parts.get("inputs", {})
+                self._settle(stage, self.decision(stage, before, False))
+
+    def _settle(self, stage: Stage, decision: Decision) -> None:
+        if decision.action is not Action.ASK:
+            return
+        choice = self.options.ask(stage.name, decision) if self.options.ask else "stop"
+        if choice == "stop":
+            self._put_back()
+            raise UserError(question(stage.name, decision))
+        self.choices[stage.name] = choice
+
+    def _put_back(self) -> None:
+        """Undo what this call replaced: the new results are set aside, the old ones get their places back."""
+        for name, path in reversed(self._replaced):
+            old = next((a for a in set_aside.entries(self.folder) if a.path == path), None)
+            if old is not None:
+                self._set_aside(name)
+                self._restore(name, old)
+                self.reporter.say(f"{name}: as it was; the new one is kept in {set_aside.FOLDER}/")
+        self._replaced.clear()
+
+    # -------------------------------------------------------------- moving folders
+
+    def _set_aside(self, name: str) -> Path | None:
+        folder = self.folder / name
+        if not folder.is_dir() or not any(folder.iterdir()):
+            return None
+        self.ledger.append("stage-set-aside", stage=name, name=set_aside.name_of(folder))
+        path = set_aside.put_aside(folder)
+        self.reporter.say(f"{name}: what was there is kept as {set_aside.FOLDER}/{path.name}")
+        return path
+
+    def _restore(self, name: str, aside: set_aside.Aside) -> None:
+        folder = self.folder / name
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+        set_aside.restore(aside, folder)
+        record = read_record(folder)
+        if record is not None and record.finished is not None:
+            self._adopt(record)
+
+    def _adopt(self, record: Record) -> None:
+        assert record.finished is not None
+        self.ledger.append("stage-restored", stage=record.stage, key=record.key, **record.finished)
 
     # -------------------------------------------------------------- one stage
 
-    def key_parts(self, stage: Stage) -> dict[str, Any]:
-        """What the stage's result depends on; their hash is its key."""
+    def made_by(self, stage: Stage) -> dict[str, Any]:
         return {
-            "stage": stage.name,
-            "configuration": _hash(stage.config(self.recipe)),
-            "sources": stage.external(self.recipe, self.recipe_folder),
-            "code": code_hash(type(stage)),
-            "inputs": {name: self.keys[name] for name in stage.needs if name in self.keys},
-            "seed": self.recipe.seed,
-            "rehearsal": self.rehearsal,
+            "code": code_hash(type(stage).__module__),
+            "environment": environment.made_in(),
+            "surroundings": dict(stage.surroundings(self.recipe, self.recipe_folder)),
         }
 
-    def why_run(self, name: str, parts: Mapping[str, Any], key: str) -> str | None:
-        """Why the stage has to run, or None where what is there can be kept."""
-        events = self.ledger.events
-        done = result.finished(events, name)
-        if done is None:
-            return "continues" if self._partial(name, key) else "starts"
-        if done["key"] != key:
-            before = last(events, name, "stage-started")
-            old = before[1]["parts"] if before else {}
-            changed = [part for part in parts if old.get(part) != parts[part]]
-            return f"runs again ({', '.join(changed) or 'key'} changed)"
-        if broken := result.damage(self.folder / name, done["artifacts"]):
-            return f"runs again ({broken} is gone or of another size)"
-        if result.stale(events, name):
-            return "runs again (an input was made again)"
-        try:
-            result.read(self.folder / name)
-        except UserError:
-            return f"runs again ({result.NAME} is gone or was altered)"
-        return None
-
-    def _partial(self, name: str, key: str) -> bool:
-        path = self.folder / name / "key"
-        return path.is_file() and path.read_text().strip() == key
-
-    def _prepare(self, name: str, key: str) -> Path:
-        """The stage's folder: as a kill left it where the key is the same and it never ended, else empty."""
-        folder = self.folder / name
+    def _begin(self, stage: Stage, identity: Identity, decision: Decision) -> Record | None:
+        """Bring the stage's folder into the state from which `run` is called; None where it need not be."""
+        folder, record = self.folder / stage.name, decision.record
+        match decision.action:
+            case Action.KEEP:
+                return None
+            case Action.ADOPT:
+                assert record is not None
+                self._adopt(record)
+                return None
+            case Action.RESTORE:
+                assert decision.aside is not None
+                replaced = self._set_aside(stage.name)
+                self._restore(stage.name, decision.aside)
+                if replaced is not None:
+                    self._replaced.append((stage.name, replaced))
+                record = read_record(folder)
+                if record is not None and record.finished is not None:
+                    return None
+                return self._continued(record or new_record(identity, self.made_by(stage)), stage, decision)
+            case Action.CONTINUE | Action.MEASURE:
+                assert record is not None
+                record.measuring = new_record(identity, {}).measuring
+                return self._continued(record, stage, decision)
+            case Action.GO_ON:
+                assert record is not None
+                return self._go_on(record, identity, stage, decision)
+        if stage.reads_results:
+            if folder.is_dir():
+                artifacts.empty(folder)
+        elif (replaced := self._set_aside(stage.name)) is not None and not stage.trains:
+            self._replaced.append((stage.name, replaced))
         folder.mkdir(exist_ok=True)
-        if result.finished(self.ledger.events, name) is not None or not self._partial(name, key):
-            artifacts.empty(folder)
-            files.write_text(folder / "key", key + "\n")
-        (folder / result.NAME).unlink(missing_ok=True)
-        return folder
+        fresh = new_record(identity, self.made_by(stage))
+        fresh.write(folder)
+        self._started(stage, fresh, fresh=True)
+        return fresh
 
-    def _outdate(self) -> None:
-        """Take away the results that stand on inputs now being made again: nobody shall report them."""
-        for name in self.recipe.stages:
-            if result.stale(self.ledger.events, name):
-                (self.folder / name / result.NAME).unlink(missing_ok=True)
+    def _continued(self, record: Record, stage: Stage, decision: Decision) -> Record:
+        made_by = self.made_by(stage)
+        if made_by["code"] != record.made_by.get("code") and decision.step is not None:
+            self.reporter.say(
+                f"{stage.name}: goes on from step {decision.step} with other code than it began with"
+            )
+        record.made_by, record.finished = made_by, None
+        record.write(self.folder / stage.name)
+        self._started(stage, record, step=decision.step)
+        return record
 
-    def _attempts(self, name: str, key: str) -> int:
-        count = 1
+    def _go_on(self, record: Record, identity: Identity, stage: Stage, decision: Decision) -> Record:
+        folder = self.folder / stage.name
+        if record.finished is not None:
+            path = set_aside.copy_aside(folder)
+            self.reporter.say(f"{stage.name}: the finished result is kept as {set_aside.FOLDER}/{path.name}")
+        before = {"step": decision.step, "key": record.key, "config": record.parts["config"]}
+        new = new_record(identity, self.made_by(stage), [*record.continued, before])
+        new.write(folder)
+        self.ledger.append(
+            "stage-continued", stage=stage.name, step=decision.step, key=new.key, before=record.key,
+            changes={change.key: [change.old, change.new] for change in decision.changes},
+        )  # fmt: skip
+        self._started(stage, new, step=decision.step)
+        return new
+
+    def _started(self, stage: Stage, record: Record, fresh: bool = False, step: int | None = None) -> None:
+        if (open_ := unended(self.ledger.events, stage.name)) is not None:
+            last_sign = newest_change(self.folder / stage.name)
+            ended = datetime.fromtimestamp(last_sign, UTC).isoformat() if last_sign else open_["time"]
+            self.ledger.append("stage-killed", stage=stage.name, ended=ended)
+        self.ledger.append(
+            "stage-started", stage=stage.name, key=record.key, base=record.base, fresh=fresh, step=step,
+            code=record.made_by["code"], inputs=record.parts["inputs"],
+        )  # fmt: skip
+
+    def _attempts(self, name: str) -> int:
+        count = 0
         for event in reversed(self.ledger.events):
-            if event.get("stage") != name:
-                continue
-            if event["event"] == "stage-finished" or (
-                event["event"] == "stage-started" and event["key"] != key
-            ):
-                break
-            count += event["event"] == "stage-started"
+            if event.get("stage") == name:
+                count += event["event"] == "stage-started"
+                if event["event"] == "stage-set-aside" or event.get("fresh"):
+                    break
         return count
 
-    def _context(self, stage: Stage, folder: Path) -> StageContext:
+    def _context(self, stage: Stage, record: Record) -> StageContext:
+        folder = self.folder / stage.name
         log = folder / "stage.log"
 
         def say(text: str) -> None:
@@ -131,84 +249,113 @@ class Run:
             self.reporter.say(f"  {text}")
 
         def track(values: Mapping[str, float], step: int) -> None:
-            self.tracker.log(stage.name, values, step)
+            if self.tracker is not None:
+                self.tracker.log(stage.name, values, step)
 
         return StageContext(
             recipe=self.recipe,
             recipe_folder=self.recipe_folder,
             folder=folder,
-            inputs={name: self.folder / name for name in stage.needs if name in self.keys},
+            inputs={name: self.folder / name for name in stage.needs if name in self.digests},
             rehearsal=self.rehearsal,
             progress=self.reporter.progress,
             say=say,
             track=track,
             run_folder=self.folder,
+            key=record.key,
+            accepted=frozenset(row["key"] for row in record.continued),
+            continued=record.history(),
+            judge=lambda metrics: self._judge_midway(stage.name, metrics),
         )
 
-    def _execute(self, stage: Stage, key: str, parts: Mapping[str, Any]) -> None:
-        attempts = self._attempts(stage.name, key)
-        folder = self._prepare(stage.name, key)
-        started = self.ledger.append(
-            "stage-started", stage=stage.name, key=key, parts=dict(parts), inputs=dict(parts["inputs"])
-        )["time"]
-        self._outdate()
-        with ResourceMeter() as gauge:
-            made = stage.run(self._context(stage, folder))
+    def _execute(self, stage: Stage, record: Record) -> None:
+        folder = self.folder / stage.name
+        started = now()
+        with ResourceMeter() as meter:
+            made = stage.run(self._context(stage, record))
+        for name in undeclared(stage, self.recipe, (metric.name for metric in made.metrics)):
+            self.reporter.say(f"{stage.name}: made the metric {name}, which it does not declare")
         judged = gates.judge_all(self.recipe.gates.get(stage.name, ()), made.metrics)
-        finding = result.StageTiming(
-            stage.name, key, self.rehearsal, self.recipe.seed, started, now(), round(gauge.seconds, 3), attempts,
-            gauge.peak_rss_bytes,
+        spent = round(spent_seconds(self.ledger.events, stage.name, folder), 3)
+        timing = result.StageTiming(
+            stage.name, record.key, self.rehearsal, self.recipe.seed, started, now(), round(meter.seconds, 3),
+            max(spent, round(meter.seconds, 3)), self._attempts(stage.name), meter.peak_rss_bytes,
         )  # fmt: skip
-        content = result.build(folder, finding, made, judged)
-        files.write_json(folder / result.NAME, content)
-        self.ledger.append(
-            "stage-finished", stage=stage.name, key=key, seconds=finding.seconds,
-            peak_rss_bytes=finding.peak_rss_bytes, artifacts=content["artifacts"], result=result.digest(folder),
-        )  # fmt: skip
+        content = result.build(folder, timing, made, judged)
+        write_json(folder / result.NAME, content)
+        record.finished = {
+            "artifacts": content["artifacts"],
+            "outputs": outputs_digest(content["artifacts"], stage.outputs),
+            "result": result.digest(folder),
+            "seconds": timing.seconds,
+            "spent": timing.spent,
+            "peak_rss_bytes": timing.peak_rss_bytes,
+        }
+        record.write(folder)
+        self.ledger.append("stage-finished", stage=stage.name, key=record.key, **record.finished)
         self.reporter.say(
-            f"{stage.name}: done in {clock(gauge.seconds)}, peak {gauge.peak_rss_bytes / 1e9:.2f} GB"
+            f"{stage.name}: done in {clock(meter.seconds)}, peak {meter.peak_rss_bytes / 1e9:.2f} GB"
         )
 
-    def _failed(self, stage: str, error: BaseException) -> None:
-        """Write the failure down; where even that is impossible, the ledger simply lacks it."""
-        kind = "stage-interrupted" if isinstance(error, KeyboardInterrupt) else "stage-failed"
-        try:
-            self.ledger.append(kind, stage=stage, error=first_line(error))
-        except OSError:
+    # -------------------------------------------------------------- judging
+
+    def _judge_midway(self, name: str, metrics: Iterable[Metric]) -> None:
+        """Judge the gates that name these metrics; raises GateStop where one says stop, in a full run."""
+        found = list(metrics)
+        names = {metric.name for metric in found}
+        judged = gates.judge_all((g for g in self.recipe.gates.get(name, ()) if g.metric in names), found)
+        if not judged:
             return
+        rows = [gate.to_json() for gate in judged]
+        newest = next((e for e in reversed(self.ledger.events) if e["event"] == "milestone-judged"), {})
+        if newest.get("gates") != rows:
+            self.ledger.append("milestone-judged", stage=name, gates=rows)
+        for gate in judged:
+            mark = "rehearsal: " if self.rehearsal else ""
+            self.reporter.say(f"{name}: {mark}{gate.decision}: {gate.line()}")
+        stops = [gate for gate in judged if gate.stops and not self.rehearsal]
+        if stops:
+            self.stopped += stops
+            raise GateStop("; ".join(gate.name for gate in stops))
 
     def _judge(self, name: str) -> None:
-        """Judge a kept result by the gates as they are now, and take note of those that stop the run."""
+        """Judge a kept result by the gates as they are now, and take note of those that end the run."""
         folder = self.folder / name
         content = result.read(folder)
         judged = gates.judge_all(self.recipe.gates.get(name, ()), result.metrics_of(content))
         rows = [gate.to_json() for gate in judged]
         if rows != content["gates"]:
-            files.write_json(folder / result.NAME, {**content, "gates": rows})
-            self.ledger.append("stage-judged", stage=name, result=result.digest(folder))
+            write_json(folder / result.NAME, {**content, "gates": rows})
+            digest = result.digest(folder)
+            if (record := read_record(folder)) is not None and record.finished is not None:
+                record.finished["result"] = digest
+                record.write(folder)
+            self.ledger.append("stage-judged", stage=name, result=digest)
         for gate in judged:
-            if gate.verdict == "MISS" and gate.on_miss != "record":
+            if not gate.passed and gate.on_miss != "record":
                 mark = "rehearsal " if self.rehearsal else ""
-                self.reporter.say(
-                    f"{name}: {mark}gate missed: {gate.name}: {gate.value:.6g}, wanted {gate.op} {gate.target:g}"
-                )
+                self.reporter.say(f"{name}: {mark}gate not passed: {gate.line()}")
             if gate.stops and not self.rehearsal:
-                self.missed.append(gate)
+                self.stopped.append(gate)
 
     def stage(self, stage: Stage, force: bool = False) -> None:
         """Keep or run one stage. Raises Failure (one line) where it fails in a way the user cannot mend."""
         name = stage.name
         try:
-            parts = self.key_parts(stage)
-            key = _hash(parts)
-            reason = "runs again" if force else self.why_run(name, parts, key)
-            if reason is None:
-                self.reporter.say(f"{name}: unchanged, kept")
-            else:
-                self.reporter.say(f"{name}: {reason}")
-                self._execute(stage, key, parts)
-            self.keys[name] = key
-            self._judge(name)
+            inputs = self.inputs(stage)
+            rebuild = force or name in self.options.rebuild
+            decision = self.decision(stage, inputs, rebuild)
+            if decision.action is Action.ASK:
+                self._settle(stage, decision)
+                decision = self.decision(stage, inputs, rebuild)
+            self.reporter.say(f"{name}: {decision.reason}")
+            record = self._begin(stage, self.identity(stage, inputs), decision)
+            if record is not None:
+                self._execute(stage, record)
+            self._done(stage)
+        except GateStop as stop:
+            self.ledger.append("stage-stopped", stage=name, gates=str(stop))
+            self.reporter.say(f"{name}: stopped by {stop}; what was trained is kept")
         except (UserError, KeyboardInterrupt) as error:
             self._failed(name, error)
             if isinstance(error, UserError) and (line := disk_full(error, self.folder / name)):
@@ -221,142 +368,28 @@ class Run:
                 f"{name}: {full}" if full else unexpected(error, self.folder, f"{name}: ")
             ) from None
 
+    def _done(self, stage: Stage) -> None:
+        self.digests[stage.name] = self._outputs(stage)
+        self._judge(stage.name)
 
-# ------------------------------------------------------------------ the whole run
+    def _outputs(self, stage: Stage) -> str:
+        """Hash of a done stage's outputs, as it was recorded."""
+        done = result.finished(self.ledger.events, stage.name)
+        assert done is not None
+        return str(done.get("outputs") or outputs_digest(done["artifacts"], stage.outputs))
 
+    def note_done(self, stages: Iterable[Stage]) -> None:
+        """Take note of what other stages left, for one that is run alone."""
+        for stage in stages:
+            if result.finished(self.ledger.events, stage.name) is not None:
+                self.digests[stage.name] = self._outputs(stage)
 
-def _load(recipe: Recipe, load_stage: Loader, rehearsal: bool, until: str | None) -> dict[str, Stage | None]:
-    """The stages to run, in order; None for those that are not built (rehearsals only)."""
-    names = list(recipe.stages)
-    if until is not None:
-        if until not in names:
-            raise UserError(f"--until {until}: no such stage; stages of {recipe.name} are {', '.join(names)}")
-        names = names[: names.index(until) + 1]
-    stages = {name: load_stage(name) for name in names}
-    missing = [name for name, stage in stages.items() if stage is None]
-    if missing and not rehearsal:
-        raise UserError(
-            f"stages: {', '.join(missing)} of {recipe.name} not built yet; nothing was run. "
-            f"`--rehearse` goes through the others, `ikirere plan` shows all"
-        )
-    for place, name in enumerate(names):
-        stage = stages[name]
-        late = [need for need in (stage.needs if stage else ()) if need in names[place:]]
-        if late:
-            raise UserError(f"stages: {name} needs {', '.join(late)}, which come after it in {recipe.name}")
-    return stages
-
-
-def _claim(folder: Path, recipe: Recipe, rehearsal: bool) -> None:
-    """Refuse a folder that holds something else, since stages empty their folders."""
-    if not folder.exists():
-        return
-    if not folder.is_dir():
-        raise UserError(f"{folder}: not a folder; give another --run-folder")
-    inside = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
-    if inside and LEDGER not in inside:
-        raise UserError(f"{folder}: holds {inside[0]} and is not a run folder; give another --run-folder")
-    for event in read_events(folder / LEDGER)[:1]:
-        if (event.get("recipe"), event.get("rehearsal")) != (recipe.name, rehearsal):
-            kind = "a rehearsal" if event.get("rehearsal") else "a run"
-            raise UserError(f"{folder}: holds {kind} of {event.get('recipe')}; give another --run-folder")
-
-
-def resolved(recipe: Recipe) -> str:
-    """The recipe with all defaults as YAML. The tracker's key is a secret and stays out."""
-    tree = recipe.model_dump(mode="json")
-    tree["tracker"]["key"] = None
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
-
-
-def _open(recipe: Recipe, recipe_folder: Path, folder: Path, rehearsal: bool, reporter: Reporter) -> Run:
-    """Open the ledger and write what describes the run. The lock is held."""
-    texts = {
-        "recipe.yaml": resolved(recipe),
-        "environment.json": files.as_json(environment.describe(recipe.seed)),
-    }
-    # The ledger comes first: it is what makes the folder a run folder.
-    ledger = Ledger(folder / LEDGER)
-    ledger.append(
-        "run-started", recipe=recipe.name, rehearsal=rehearsal, recipe_folder=str(recipe_folder.resolve()),
-        files={name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
-    )  # fmt: skip
-    if ledger.repaired:
-        reporter.say("ledger: a torn last line, left by a kill, was removed")
-    for name, text in texts.items():
-        files.write_text(folder / name, text)
-    settings = recipe.model_dump(mode="json", include={"name", "seed", "model", "pretrain", "sft", "dpo"})
-    tracker = Tracker(recipe.tracker, folder / "tracker", recipe.name, settings, reporter.say)
-    return Run(recipe, recipe_folder, folder, rehearsal, reporter, ledger, tracker)
-
-
-@contextmanager
-def _opened(
-    recipe: Recipe, recipe_folder: Path, folder: Path, rehearsal: bool, reporter: Reporter
-) -> Iterator[Run]:
-    """The run, locked and open; a disk that is full around the stages is said in one line too."""
-    check(recipe.tracker)
-    _claim(folder, recipe, rehearsal)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with RunLock(folder):
-            current = _open(recipe, recipe_folder, folder, rehearsal, reporter)
-            try:
-                yield current
-            finally:
-                current.tracker.close()
-    except (UserError, Failure):
-        raise
-    except Exception as error:
-        raise Failure(disk_full(error, folder) or unexpected(error, folder)) from None
-
-
-def run(
-    recipe: Recipe,
-    recipe_folder: Path,
-    run_folder: Path,
-    load_stage: Loader,
-    *,
-    rehearsal: bool = False,
-    until: str | None = None,
-    reporter: Reporter | None = None,
-) -> int:
-    """Run a recipe; exit code 0, or 3 where a gate stopped it.
-
-    Stages marked `always = True` also run after a stop, on what there is. A rehearsal is not stopped by
-    gates, whose targets are for the full size. Raises UserError before anything is written where the
-    recipe or the folder cannot be run; Failure where a stage failed.
-    """
-    reporter = reporter or Reporter()
-    stages = _load(recipe, load_stage, rehearsal, until)
-    with _opened(recipe, recipe_folder, run_folder, rehearsal, reporter) as current:
-        for name, stage in stages.items():
-            if stage is None:
-                current.ledger.append("stage-not-built", stage=name)
-                reporter.say(f"{name}: NOT BUILT")
-            elif not current.missed or getattr(stage, "always", False):
-                current.stage(stage)
-        if current.missed:
-            names = [gate.name for gate in current.missed]
-            current.ledger.append("run-stopped", gates=names)
-            reporter.say(f"stopped: gate missed: {'; '.join(names)}")
-            return STOPPED
-        current.ledger.append("run-finished", until=until)
-    return 0
-
-
-def remake(run_folder: Path, name: str, load_stage: Loader, reporter: Reporter | None = None) -> int:
-    """Run one stage of an existing run again, on what the others left, whatever their code is now."""
-    recipe, recipe_folder, rehearsal = reopen(run_folder)
-    stage = load_stage(name) if name in recipe.stages else None
-    if stage is None:
-        raise UserError(f"{run_folder}: has no stage {name}; its stages are {', '.join(recipe.stages)}")
-    with _opened(recipe, recipe_folder, run_folder, rehearsal, reporter or Reporter()) as current:
-        events = current.ledger.events
-        for other in recipe.stages:
-            done = result.finished(events, other)
-            if other != name and done is not None and not result.stale(events, other):
-                current.keys[other] = done["key"]
-        current.stage(stage, force=True)
-        current.ledger.append("run-finished", until=name)
-    return 0
+    def _failed(self, stage: str, error: BaseException) -> None:
+        """Write the failure down; where even that is impossible, the ledger simply lacks it."""
+        if unended(self.ledger.events, stage) is None:
+            return
+        kind = "stage-interrupted" if isinstance(error, KeyboardInterrupt) else "stage-failed"
+        try:
+            self.ledger.append(kind, stage=stage, error=first_line(error))
+        except OSError:
+            return

@@ -1,4 +1,4 @@
-"""What a run folder says of itself: the state of each stage, its metrics, its gates.
+"""What a run folder says of itself: the state of each stage, its metrics and gates, what was set aside, the verdict.
 
 | state | meaning |
 |---|---|
@@ -6,72 +6,49 @@
 | running | a live process works on it |
 | interrupted | begun, not ended, and nobody works on it: the run command continues it |
 | failed | ended with an error |
+| stopped | a milestone's gate ended it; what was trained is kept |
 | done | ended; its result holds |
-| stale | ended, but an input was made again since |
-| not built | named by the recipe, does not exist yet (rehearsals only) |
+| stale | ended, but the outputs of a stage before it are others since |
+| damaged | ended, but a file is gone or result.json was altered; the run command mends it from what is there |
+| not built | named by the recipe, does not exist yet |
 
 Only `done` has metrics and verdicts; the gates of all other states are NOT RUN.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ikirere.errors import UserError
-from ikirere.programme import result
+from ikirere.common.checkpoints import CheckpointInfo, catalogue
+from ikirere.programme import environment, result, set_aside
+from ikirere.programme.code_fingerprint import code_hash
 from ikirere.programme.gates import judge
+from ikirere.programme.identity import Record, read_record
 from ikirere.programme.ledger import NAME as LEDGER
-from ikirere.programme.ledger import Event, last, read_events
+from ikirere.programme.ledger import Event, last, read_events, spent_seconds
 from ikirere.programme.lock import holder_of
-from ikirere.recipe.schema import Recipe
+from ikirere.programme.run_folder import is_rehearsal, read_recipe
+from ikirere.programme.verdict import judge_run
 from ikirere.recipe.sections import Gate
 
-GATE_KEYS = ("name", "metric", "op", "target", "value", "low", "high", "verdict")
+GATE_KEYS = (
+    "name", "metric", "op", "target", "stop_beyond", "value", "low", "high", "verdict", "on_miss", "passed", "decision",
+)  # fmt: skip
 ENDINGS = {
     "stage-finished": "done",
+    "stage-restored": "done",
     "stage-failed": "failed",
     "stage-interrupted": "interrupted",
+    "stage-killed": "interrupted",
+    "stage-stopped": "stopped",
     "stage-not-built": "not built",
+    "stage-set-aside": "waiting",
 }
 
 
-def read_recipe(run_folder: Path) -> dict[str, Any]:
-    """The resolved recipe as a plain tree. Raises UserError where this is no run folder."""
-    path = run_folder / "recipe.yaml"
-    if not (run_folder / LEDGER).is_file() or not path.is_file():
-        raise UserError(
-            f"{run_folder}: not a run folder (no {LEDGER}, recipe.yaml); give the folder that `run` wrote"
-        )
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(tree, dict) or "stages" not in tree:
-            raise ValueError("not a recipe")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read ({str(error).splitlines()[0]})") from None
-    return tree
-
-
-def reopen(run_folder: Path) -> tuple[Recipe, Path, bool]:
-    """(recipe, folder of the recipe file, rehearsal) of an existing run."""
-    tree = read_recipe(run_folder)
-    starts = [e for e in read_events(run_folder / LEDGER) if e["event"] == "run-started"]
-    if not starts:
-        raise UserError(f"{run_folder / LEDGER}: holds no start of a run; give the run command again")
-    try:
-        recipe = Recipe.model_validate(tree)
-    except ValueError as error:
-        raise UserError(f"{run_folder / 'recipe.yaml'}: {str(error).splitlines()[-1].strip()}") from None
-    return recipe, Path(starts[-1]["recipe_folder"]), bool(starts[-1]["rehearsal"])
-
-
-def is_rehearsal(events: list[Event]) -> bool:
-    return any(event.get("rehearsal") for event in events if event["event"] == "run-started")
-
-
-def state_of(events: list[Event], stage: str, held: bool) -> str:
+def state_of(run_folder: Path, events: list[Event], stage: str, held: bool) -> str:
     """State of one stage; `held` tells whether a live process holds the run folder."""
     newest = last(events, stage, "stage-started", *ENDINGS)
     if newest is None:
@@ -79,38 +56,136 @@ def state_of(events: list[Event], stage: str, held: bool) -> str:
     kind = newest[1]["event"]
     if kind == "stage-started":
         return "running" if held else "interrupted"
-    if kind == "stage-finished" and result.stale(events, stage):
-        return "stale"
-    return ENDINGS[kind]
+    state = ENDINGS[kind]
+    if state != "done":
+        return state
+    folder, record = run_folder / stage, read_record(run_folder / stage)
+    digest = result.result_digest(events, stage)
+    if result.damage(folder, newest[1]["artifacts"]) is not None or result.fault(folder, str(digest)):
+        return "damaged"
+    return "stale" if record is not None and stale_inputs(events, record) else "done"
 
 
-def _stage(run_folder: Path, name: str, state: str, gates: list[dict[str, Any]]) -> dict[str, Any]:
+def stale_inputs(events: list[Event], record: Record) -> list[str]:
+    """The stages before it whose outputs are others than those it was made from, or are being made."""
+    found = []
+    for name, digest in record.parts.get("inputs", {}).items():
+        done = result.finished(events, name)
+        # A stage that reads results has their hashes among its inputs, others have those of outputs.
+        if done is None or (
+            "outputs" in done and digest not in (done["outputs"], result.result_digest(events, name))
+        ):
+            found.append(name)
+    return found
+
+
+def marks(record: Record | None, module: str | None) -> list[str]:
+    """How a result differs from what would be made now, though it holds: other code, another environment."""
+    if record is None:
+        return ["settings not recorded"]
+    found = []
+    if module is not None and record.made_by.get("code") != code_hash(module):
+        found.append("made by other code")
+    before, today = record.made_by.get("environment", {}), environment.made_in()
+    if changed := [f"{k} {before.get(k)} -> {v}" for k, v in today.items() if before.get(k) != v]:
+        found.append(f"made in another environment ({'; '.join(changed)})")
+    return found
+
+
+def _gates(folder: Path, state: str, gates: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if state == "done":
-        content = result.read(run_folder / name)
-        judged = content["gates"]
-        seconds = content["seconds"]
-        metrics = {row["name"]: row["value"] for row in content["metrics"]}
+        judged = result.read(folder)["gates"]
     else:
         judged = [judge(Gate.model_validate(gate), None).to_json() for gate in gates]
-        seconds, metrics = None, {}
-    rows = [{key: gate[key] for key in GATE_KEYS} for gate in judged]
-    return {"name": name, "state": state, "seconds": seconds, "metrics": metrics, "gates": rows}
+    return [{key: _gate_value(gate, key) for key in GATE_KEYS} for gate in judged]
 
 
-def status(run_folder: Path) -> dict[str, Any]:
-    """{"run", "stages": [{"name", "state", "seconds", "metrics": {name: value}, "gates": [{"name", "metric",
-    "op", "target", "value", "low", "high", "verdict"}]}]}; a rehearsal also has "rehearsal": true.
+def _gate_value(gate: Mapping[str, Any], key: str) -> Any:
+    """A value of a judged gate; results of earlier versions lack what follows from the verdict."""
+    if key in gate:
+        return gate[key]
+    passed = gate["verdict"] == "PASS"
+    derived = {
+        "passed": passed,
+        "decision": "go" if passed else "stop" if gate["on_miss"] == "stop" else "investigate",
+    }
+    return derived.get(key)
 
-    `seconds` is null where a stage is not done; `value`, `low`, `high` are null where not measured.
+
+def _stage(
+    run_folder: Path,
+    name: str,
+    events: list[Event],
+    held: bool,
+    gates: list[dict[str, Any]],
+    module: str | None,
+) -> dict[str, Any]:
+    folder = run_folder / name
+    state = state_of(run_folder, events, name, held)
+    record = read_record(folder) if folder.is_dir() else None
+    checkpoints = catalogue(folder)
+    shown: dict[str, Any] = {"name": name, "state": state, "seconds": None, "metrics": {}}
+    if state == "done":
+        content = result.read(folder)
+        shown["seconds"] = content["seconds"]
+        shown["metrics"] = {row["name"]: row["value"] for row in content["metrics"]}
+    newest = checkpoints[-1] if checkpoints else None
+    return shown | {
+        "spent": round(spent_seconds(events, name, folder), 1),
+        "step": newest.step if newest else None,
+        "tokens": newest.tokens if newest else None,
+        "stale_inputs": stale_inputs(events, record) if record and state == "stale" else [],
+        "marks": marks(record, module) if state in ("done", "stale") else [],
+        "continued": _continued(events, name),
+        "gates": _gates(folder, state, gates),
+    }
+
+
+def _continued(events: list[Event], stage: str) -> list[dict[str, Any]]:
+    """The changes that `--go-on` made to what is in the stage's folder."""
+    found: list[dict[str, Any]] = []
+    for event in events:
+        if event.get("stage") != stage:
+            continue
+        if event["event"] == "stage-set-aside" or event.get("fresh"):
+            found = []
+        elif event["event"] == "stage-continued":
+            found.append({"step": event["step"], "time": event["time"], "changes": event["changes"]})
+    return found
+
+
+def checkpoints_of(run_folder: Path) -> dict[str, list[CheckpointInfo]]:
+    """Stage -> its checkpoints by rising step, for the stages that have any."""
+    stages = read_recipe(run_folder)["stages"]
+    return {stage: found for stage in stages if (found := catalogue(run_folder / stage))}
+
+
+def status(run_folder: Path, modules: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """{"run", "stages": [{"name", "state", "seconds", "spent", "step", "tokens", "metrics": {name: value}, "marks",
+    "stale_inputs", "continued", "gates": [{GATE_KEYS}]}], "set_aside", "planned", "verdict"}; a rehearsal also has
+    "rehearsal": true.
+
+    modules: stage -> the module that holds it, where "made by other code" is to be told. `seconds` is of the attempt
+    that finished (null where it is not done), `spent` of all attempts; `value`, `low`, `high` are null where not
+    measured. Raises UserError where this is no run folder.
     """
     recipe = read_recipe(run_folder)
     events = read_events(run_folder / LEDGER)
     held = holder_of(run_folder) is not None
+    gates = recipe.get("gates", {})
     stages = [
-        _stage(run_folder, name, state_of(events, name, held), recipe.get("gates", {}).get(name, []))
+        _stage(run_folder, name, events, held, gates.get(name, []), (modules or {}).get(name))
         for name in recipe["stages"]
     ]
-    shown: dict[str, Any] = {"run": run_folder.resolve().name, "stages": stages}
-    if is_rehearsal(events):
+    rehearsal = is_rehearsal(events)
+    unbuilt = {stage["name"] for stage in stages if stage["state"] == "not built"}
+    shown: dict[str, Any] = {
+        "run": run_folder.resolve().name,
+        "stages": stages,
+        "set_aside": [aside.to_json() for aside in set_aside.entries(run_folder)],
+        "planned": {name: keys for name, keys in recipe.get("planned", {}).items() if name in unbuilt},
+        "verdict": judge_run(stages, rehearsal).to_json(),
+    }
+    if rehearsal:
         shown["rehearsal"] = True
     return shown

@@ -9,7 +9,7 @@ running the recipe again tells), files that no stage named, and a ledger rewritt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,12 @@ from ikirere.common import files
 from ikirere.errors import UserError
 from ikirere.programme import result
 from ikirere.programme.gates import judge
+from ikirere.programme.identity import read_record
 from ikirere.programme.ledger import NAME as LEDGER
-from ikirere.programme.ledger import Event, broken_at, last, read_events
+from ikirere.programme.ledger import Event, broken_at, damaged_lines, last, read_events
 from ikirere.programme.metrics import Metric, measure
-from ikirere.programme.status import read_recipe
+from ikirere.programme.run_folder import read_recipe
+from ikirere.programme.status import stale_inputs, status
 from ikirere.recipe.sections import Gate
 
 # Sums may be ordered otherwise by another processor or numpy; a changed row moves more than this.
@@ -38,6 +40,7 @@ class Verification:
     metrics: int = 0
     gates: int = 0
     unfinished: list[str] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)  # what holds and should be known
 
 
 def _same(a: float | None, b: float | None) -> bool:
@@ -103,7 +106,8 @@ def _check_gates(
 
 def _check_stage(folder: Path, events: list[Event], gates: list[Gate], found: Verification) -> None:
     done = result.finished(events, folder.name)
-    if done is None or result.stale(events, folder.name):
+    record = read_record(folder)
+    if done is None or (record is not None and stale_inputs(events, record)):
         found.unfinished.append(folder.name)
         return
     found.stages += 1
@@ -120,19 +124,35 @@ def _check_stage(folder: Path, events: list[Event], gates: list[Gate], found: Ve
         found.problems.append(f"{folder / result.NAME}: was altered (lacks {error})")
 
 
-def verify(run_folder: Path) -> Verification:
-    """Check a run folder. Raises UserError where it is none."""
+def _remarks(shown: dict[str, Any]) -> list[str]:
+    """What holds and yet should be known: other code or surroundings, changes on the way."""
+    lines = []
+    for stage in shown["stages"]:
+        lines += [f"{stage['name']}: {mark}" for mark in stage["marks"]]
+        for event in stage["continued"]:
+            changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in event["changes"].items())
+            lines.append(f"{stage['name']}: went on from step {event['step']} with {changes}")
+    return lines
+
+
+def verify(run_folder: Path, modules: Mapping[str, str] | None = None) -> Verification:
+    """Check a run folder. modules: stage -> its module, to tell results of other code. Raises UserError where it is
+    none."""
     recipe = read_recipe(run_folder)
     events = read_events(run_folder / LEDGER)
-    found = Verification()
+    found = Verification(remarks=_remarks(status(run_folder, modules)))
+    for number in damaged_lines(run_folder / LEDGER):
+        found.problems.append(f"{run_folder / LEDGER}:{number}: not an event")
     if (line := broken_at(events)) is not None:
-        found.problems.append(f"{run_folder / LEDGER}:{line}: changed (does not follow from the line before)")
+        found.problems.append(
+            f"{run_folder / LEDGER}: event {line} changed (does not follow from the one before)"
+        )
     starts = [event for event in events if event["event"] == "run-started"]
     for name, sha256 in (starts[-1]["files"] if starts else {}).items():
         _check_file(run_folder / name, sha256, found)
     for stage in recipe["stages"]:
         gates = [Gate.model_validate(gate) for gate in recipe.get("gates", {}).get(stage, [])]
-        if last(events, stage, "stage-not-built", "stage-started") is None:
+        if last(events, stage, "stage-not-built", "stage-started", *result.DONE) is None:
             found.unfinished.append(stage)
             continue
         _check_stage(run_folder / stage, events, gates, found)
@@ -141,11 +161,15 @@ def verify(run_folder: Path) -> Verification:
     return found
 
 
-def verify_and_say(run_folder: Path, say: Callable[[str], None]) -> int:
+def verify_and_say(
+    run_folder: Path, say: Callable[[str], None], modules: Mapping[str, str] | None = None
+) -> int:
     """Check, say each change in a line, and return the exit code: 0, or 1 where anything changed."""
-    found = verify(run_folder)
+    found = verify(run_folder, modules)
     for problem in found.problems:
         say(f"CHANGED {problem}")
+    for remark in found.remarks:
+        say(f"note: {remark}")
     say(
         f"{found.stages} stages, {found.artifacts} files, {found.metrics} metrics, {found.gates} gates checked: "
         f"{f'{len(found.problems)} problems' if found.problems else 'all as measured'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -50,6 +51,7 @@ class Plan:
     cache: Cache
     findings: tuple[Finding, ...]
     stage_names: tuple[str, ...]
+    planned: dict[str, dict[str, Any]]  # settings of stages that are not built
 
     @property
     def contradictions(self) -> tuple[Finding, ...]:
@@ -114,8 +116,14 @@ def _finding(f: Finding) -> dict[str, Any]:
     return {"rule": f.rule, "keys": list(f.keys), "text": f.text}
 
 
-def plan(recipe: Recipe) -> Plan:
-    """Plan a recipe. Raises UserError for a device that is not in the table."""
+def plan(
+    recipe: Recipe, refused: Iterable[tuple[str, str]] = (), built: frozenset[str] | None = None
+) -> Plan:
+    """Plan a recipe. Raises UserError for a device that is not in the table.
+
+    refused: (stage, line) for all that would refuse a run; they are contradictions too. built: the stages that this
+    code base has, where known: settings of others are shown as planned.
+    """
     device = find_device(recipe.hardware.device)
     patterns = tuple(p.attention for p in recipe.pretrain.phases if p.attention)
     counts = count(recipe.model, patterns)
@@ -147,6 +155,7 @@ def plan(recipe: Recipe) -> Plan:
         mfu=recipe.hardware.mfu,
         memory=memory,
         cache=cache,
-        findings=tuple(find(facts)),
+        findings=(*find(facts), *(Finding("refused", (stage,), text) for stage, text in refused)),
         stage_names=recipe.stages,
+        planned={n: dict(v) for n, v in recipe.planned.items() if built is None or n not in built},
     )
