@@ -61,7 +61,7 @@ def test_a_run_ends_with_gates_times_report_and_commands(ikirere: Callable[..., 
     done = ikirere("run", str(recipe))
     assert done.code == 0, done.err
     assert Path("runs/toy/ledger.jsonl").is_file(), "the default folder is runs/NAME"
-    for word in ("half are even", "0.525", "0.375 to 0.6706", "PASS", "seconds", "peak memory"):
+    for word in ("half are even", "0.525", "0.375 to 0.6706", "PASS", "peak memory", "SHIP"):
         assert word in done.out
     assert done.out.splitlines()[-3:] == [
         "report: runs/toy/total/page.html",
@@ -98,7 +98,7 @@ def test_overrides_reach_the_run(ikirere: Callable[..., Ended], recipe: Path) ->
 def test_a_missed_gate_is_exit_code_3(ikirere: Callable[..., Ended], recipe: Path) -> None:
     done = ikirere("run", str(recipe), "gates.numbers.0.target=0.9", "gates.numbers.0.on_miss=stop")
     assert done.code == 3
-    assert "stopped: gate missed: half are even" in done.out
+    assert "stopped: half are even" in done.out
     assert "MISS" in done.out
 
 
@@ -115,19 +115,48 @@ def test_a_rehearsal_has_its_own_folder_and_marks_its_verdicts(
 def test_status_has_exactly_this_shape(ikirere: Callable[..., Ended], recipe: Path) -> None:
     ikirere("run", str(recipe), "--until", "square")
     shown = json.loads(ikirere("status", "runs/toy", "--json").out)
-    assert set(shown) == {"run", "stages"}
+    assert set(shown) == {"run", "stages", "set_aside", "planned", "verdict"}
     assert shown["run"] == "toy"
     assert [stage["name"] for stage in shown["stages"]] == ["numbers", "square", "total"]
     for stage in shown["stages"]:
-        assert list(stage) == ["name", "state", "seconds", "metrics", "gates"]
-    numbers, _, total = shown["stages"]
+        assert set(stage) == {
+            "name", "state", "seconds", "spent", "step", "tokens", "metrics", "stale_inputs", "marks", "continued", "gates",
+        }  # fmt: skip
+    numbers, square, total = shown["stages"]
     assert numbers["state"] == "done"
-    assert numbers["seconds"] >= 0
+    assert numbers["spent"] >= numbers["seconds"] >= 0
     assert numbers["metrics"] == {"even": 0.525, "mean": 46.075}
-    assert list(numbers["gates"][0]) == ["name", "metric", "op", "target", "value", "low", "high", "verdict"]
+    assert set(numbers["gates"][0]) == {
+        "name", "metric", "op", "target", "stop_beyond", "value", "low", "high", "verdict", "on_miss", "passed", "decision",
+    }  # fmt: skip
     assert numbers["gates"][0]["verdict"] == "PASS"
-    assert total == {"name": "total", "state": "waiting", "seconds": None, "metrics": {}, "gates": []}
+    assert (square["step"], square["tokens"]) == (20, 200)
+    assert (total["state"], total["seconds"], total["metrics"], total["gates"]) == ("waiting", None, {}, [])
+    assert shown["verdict"]["verdict"] == "DO NOT SHIP"
+    assert shown["verdict"]["blocking"] == [{"stage": "total", "name": "", "why": "waiting"}]
+    assert "step" in ikirere("status", "runs/toy", "--checkpoints").out
     assert "half are even" in ikirere("status", "runs/toy").out
+
+
+def test_what_is_set_aside_is_listed_and_cleaned(ikirere: Callable[..., Ended], recipe: Path) -> None:
+    ikirere("run", str(recipe))
+    assert ikirere("run", str(recipe), "planned.numbers.bytes=7").code == 0
+    assert "set aside: square.step-20.tokens-200.key-" in ikirere("status", "runs/toy").out
+    refused = ikirere("clean", "runs/toy")
+    assert refused.code == 2 and "--yes" in refused.err
+    assert ikirere("clean", "runs/toy", "--yes").code == 0
+    assert json.loads(ikirere("status", "runs/toy", "--json").out)["set_aside"] == []
+    assert ikirere("prune", "runs/toy", "--yes").code == 0
+
+
+def test_a_rebuild_is_asked_for_by_name(ikirere: Callable[..., Ended], recipe: Path) -> None:
+    ikirere("run", str(recipe))
+    done = ikirere("run", str(recipe), "--rebuild", "square")
+    assert done.code == 0 and "square: rebuilt as asked" in done.out
+    wrong = ikirere("run", str(recipe), "--rebuild", "sqare")
+    assert (
+        wrong.code == 2 and "--rebuild sqare: no such stage; stages are numbers, square, total" in wrong.err
+    )
 
 
 def test_verify_says_what_changed(ikirere: Callable[..., Ended], recipe: Path) -> None:

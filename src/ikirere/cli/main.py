@@ -133,7 +133,7 @@ def chat(
     def action() -> None:
         from ikirere.serve.terminal import chat as talk
 
-        talk(run, tools=tools)
+        talk(run, tools=tools, notice=_notice(run))
 
     end(action)
 
@@ -151,7 +151,7 @@ def serve(
     def action() -> None:
         from ikirere.serve.http.api import serve as listen
 
-        listen(run, host, port)
+        listen(run, host, port, notice=_notice(run))
 
     end(action)
 
@@ -200,6 +200,26 @@ def prune(run: RunFolder, yes: Yes = False) -> None:
 def version() -> None:
     """Print the version."""
     print(f"ikirere {__version__}")
+
+
+def _notice(path: Path) -> str | None:
+    """What somebody should know who talks to a run's model: that it is stale, or made by other code."""
+    from ikirere.programme.ledger import NAME
+    from ikirere.programme.status import status as read_status
+    from ikirere.serve.load import find_model
+    from ikirere.stages import MODULES
+
+    if not (path / NAME).is_file():
+        return None
+    name = find_model(path).parent.name
+    for stage in read_status(path, MODULES)["stages"]:
+        if stage["name"] == name:
+            found = [f"is {stage['state']}"] if stage["state"] != "done" else []
+            found += stage["marks"] + [
+                f"made from other outputs of {other}" for other in stage["stale_inputs"]
+            ]
+            return f"note: the model of stage {name}: {'; '.join(found)}" if found else None
+    return None
 
 
 def _print_json(value: object) -> None:

@@ -20,8 +20,8 @@ from ikirere.programme.progress import Reporter
 from ikirere.programme.run_folder import reopen, resolved
 from ikirere.programme.runner import Options, Run
 from ikirere.programme.stage import Stage
+from ikirere.programme.status import verdict
 from ikirere.programme.tracker import Tracker, check
-from ikirere.programme.verdict import verdict
 from ikirere.recipe.schema import Recipe
 
 DO_NOT_SHIP = 3

@@ -30,7 +30,7 @@ from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Event, last, read_events, spent_seconds
 from ikirere.programme.lock import holder_of
 from ikirere.programme.run_folder import is_rehearsal, read_recipe
-from ikirere.programme.verdict import judge_run
+from ikirere.programme.verdict import ShipVerdict, judge_run
 from ikirere.recipe.sections import Gate
 
 GATE_KEYS = (
@@ -189,3 +189,8 @@ def status(run_folder: Path, modules: Mapping[str, str] | None = None) -> dict[s
     if rehearsal:
         shown["rehearsal"] = True
     return shown
+
+
+def verdict(run_folder: Path) -> ShipVerdict:
+    """The verdict on a run folder. Raises UserError where it is none."""
+    return ShipVerdict.of(status(run_folder)["verdict"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 
@@ -84,11 +83,3 @@ def judge_run(stages: Iterable[Mapping[str, Any]], rehearsal: bool) -> ShipVerdi
             elif gate["on_miss"] == "warn":
                 warnings.append(reason)
     return ShipVerdict(not blocking, rehearsal, tuple(blocking), tuple(warnings))
-
-
-def verdict(run_folder: Path) -> ShipVerdict:
-    """The verdict on a run folder. Raises UserError where it is none."""
-    from ikirere.programme.status import status
-
-    shown = status(run_folder)
-    return judge_run(shown["stages"], bool(shown.get("rehearsal")))
