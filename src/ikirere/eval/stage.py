@@ -13,24 +13,22 @@ from ikirere.errors import UserError
 from ikirere.eval.suites import SLOTS, Settings, play, samples
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub import load_model, load_pretrained
-from ikirere.model.recursive import RecursiveModel
 from ikirere.posttrain.generate import conversations
 from ikirere.posttrain.stage_rows import sample_documents
-from ikirere.pretrain import recursive
-from ikirere.pretrain.evaluate import bits_per_byte
+from ikirere.pretrain.families import FAMILIES
+from ikirere.pretrain.family import Family, paired
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.serve.engine.cpu_threads import fit_threads
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokens.shards import open_shards
+from ikirere.tokens.shards import Shard, open_shards
 from ikirere.tools import sandbox
 
 QUESTIONS, PAIRED, BITS, SAMPLES = "questions.jsonl", "paired.jsonl", "bits.jsonl", "samples.json"
 WITHOUT = "calculator-without-tool"  # the calculator's questions once more, without any tool
 BLANKS, LANGUAGE = "blanks.jsonl", "language.jsonl"
 DOCUMENTS = "documents-heldout.parquet"
-BATCH = 8  # sequences per pass for bits per byte
 
 
 class EvaluateStage(Stage):
@@ -91,8 +89,8 @@ class EvaluateStage(Stage):
 
 
 def _window(recipe: Recipe) -> int:
-    """Tokens seen at once for bits per byte: as in pretraining, so that the figures can be compared."""
-    return max(phase.sequence_length for phase in recipe.pretrain.phases)
+    """Tokens seen at once: as at the end of pretraining, so that the figures can be compared."""
+    return recipe.pretrain.phases[-1].sequence_length
 
 
 def _model_folder(context: StageContext) -> Path:
@@ -219,7 +217,7 @@ def _over_kinds(
 
 
 def _recursive(context: StageContext) -> StageResult:
-    """SpanMasker of held-out rows after all supervision steps, and the change since the first milestone."""
+    """Blanks of held-out rows after all supervision steps, and the change since the first milestone."""
     recipe = context.recipe
     if "pretrain" not in context.inputs or "shards" not in context.inputs:
         raise UserError(
@@ -227,7 +225,6 @@ def _recursive(context: StageContext) -> StageResult:
         )
     folder = context.inputs["pretrain"]
     model, tokenizer = load_model(folder / "model"), Tokenizer.load(folder / "model")
-    assert isinstance(model, RecursiveModel)
     if recipe.hardware.device != "cpu" and torch.cuda.is_available():
         model = model.to("cuda")
     shards = open_shards(context.inputs["shards"] / "shards", tokenizer_sha256=tokenizer.sha256)
@@ -237,7 +234,8 @@ def _recursive(context: StageContext) -> StageResult:
         if split == "heldout" and len(shard)
     }
     with context.progress("held-out blanks", len(heldout), "domains") as bar:
-        rows = recursive.heldout_rows(recipe, model, heldout, tokenizer, BATCH, bar.advance)
+        family = FAMILIES[model.config.family](recipe, tokenizer)
+        rows = family.heldout_rows(model, heldout, _window(recipe), bar.advance)
     result = StageResult()
     if not rows:
         return result
@@ -252,22 +250,34 @@ def _recursive(context: StageContext) -> StageResult:
                 f"exact/{domain}", "proportion", BLANKS, "exact", where=where, confidence=confidence
             ),
         ]
-    _since_first_milestone(context, rows, result)
+    _since_first_milestone(context, family, model, heldout, rows, result)
     return result
 
 
 def _since_first_milestone(
-    context: StageContext, rows: Sequence[Mapping[str, Any]], result: StageResult
+    context: StageContext,
+    family: Family,
+    model: Any,
+    heldout: Mapping[str, Shard],
+    rows: Sequence[dict[str, Any]],
+    result: StageResult,
 ) -> None:
-    """perplexity_ratio/<domain>: rows {domain, document, nats, tokens} beside the same of pretrain's first milestone."""
+    """perplexity_ratio/<domain>: over that of pretrain's first milestone, on the same documents at its length."""
     milestones = context.recipe.pretrain.milestones
     if not milestones or "pretrain" not in context.inputs:
         return
-    before = read_rows(context.inputs["pretrain"] / "milestones" / f"{milestones[0].name}.jsonl")
+    path = context.inputs["pretrain"] / "milestones" / f"{milestones[0].name}.jsonl"
+    before = read_rows(path) if path.exists() else []
+    length = before[0].get("sequence_length", _window(context.recipe)) if before else 0
+    if before and length != _window(context.recipe):
+        shared = {row["domain"] for row in before}
+        rows = family.heldout_rows(model, {d: s for d, s in heldout.items() if d in shared}, length)
     changes = [
         {"domain": row["domain"], "nats": row["nats"] - old["nats"], "tokens": row["tokens"]}
-        for row, old in zip(rows, before, strict=True)
+        for row, old in paired(rows, before)
     ]
+    if not changes:
+        return
     result.artifacts.append(context.write_rows(LANGUAGE, changes))
     for domain in dict.fromkeys(row["domain"] for row in changes):
         name, where = f"perplexity_ratio/{domain}", {"domain": domain}
@@ -286,13 +296,9 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
         for (domain, split), shard in sorted(shards.items())
         if split == "heldout" and len(shard)
     }
-    length = _window(context.recipe)
-    rows: list[dict[str, Any]] = []
-    with context.progress("bits per byte", len(heldout), "domains") as bar:
-        for domain, shard in heldout.items():
-            made = bits_per_byte(model, shard, context.recipe.pretrain.evaluate_bytes, length, BATCH)
-            rows += [{**row, "domain": domain} for row in made]
-            bar.advance(1)
+    family = FAMILIES[model.config.family](context.recipe, tokenizer)
+    with context.progress(family.label, len(heldout), "domains") as bar:
+        rows = family.heldout_rows(model, heldout, _window(context.recipe), bar.advance)
     if not rows:
         return
     result.artifacts.append(context.write_rows(BITS, rows))
@@ -303,4 +309,4 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
                 f"bits_per_byte/{domain}", "ratio", BITS, "bits", "bytes", where={"domain": domain}
             )
         )
-    _since_first_milestone(context, rows, result)
+    _since_first_milestone(context, family, model, heldout, rows, result)

@@ -9,10 +9,11 @@ from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.recursive import RecursiveModel
 
+Model = Decoder | RecursiveModel
 FAMILIES: dict[str, type[Decoder] | type[RecursiveModel]] = {"decoder": Decoder, "recursive": RecursiveModel}
 
 
-def build_model(config: ModelConfig) -> Decoder | RecursiveModel:
+def build_model(config: ModelConfig) -> Model:
     """The network of `config.family`, with weights drawn from seed 0 (none on the meta device).
 
     Raises UserError for an unknown family and for parts that the family does not have.
@@ -22,7 +23,7 @@ def build_model(config: ModelConfig) -> Decoder | RecursiveModel:
     return FAMILIES[config.family](config)
 
 
-def on_meta(config: ModelConfig) -> Decoder | RecursiveModel:
+def on_meta(config: ModelConfig) -> Model:
     """The same without memory: shapes, names and counts."""
     with torch.device("meta"):
         return build_model(config)

@@ -47,15 +47,20 @@ def choose(precision: str, device: torch.device) -> Precision:
     """The format for a recipe's `precision` (auto, fp32, bf16, fp16) on a device.
 
     auto: bf16, else (on cards) fp16, where a matrix product is at least 1.2 times as fast as in fp32.
-    Raises UserError for fp8, which no device that this loop drives can train in.
+    Raises UserError for fp8.
     """
     if precision == "auto":
         return _measured(device)
-    if precision not in DTYPES:
-        raise UserError(
-            f"precision: {precision!r} is not built; accepted are auto, {', '.join(DTYPES)} (auto measures)"
-        )
+    check_precision(precision, "precision")
     return Precision(precision, device, f"precision {precision}, as the recipe says")
+
+
+def check_precision(precision: str, key: str) -> None:
+    """Raises UserError, naming the key, for fp8, which no device that this loop drives can train in."""
+    if precision not in ("auto", *DTYPES):
+        raise UserError(
+            f"{key}: {precision!r} is not built; accepted are auto, {', '.join(DTYPES)} (auto measures)"
+        )
 
 
 @lru_cache

@@ -15,16 +15,13 @@ from safetensors.torch import save_file
 
 from ikirere.common.files import atomic_path, write_text
 from ikirere.errors import UserError
-from ikirere.model.build import on_meta
+from ikirere.model.build import Model, on_meta
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.model.hub.files import SINGLE, check_tied, check_weights, read_mapping, shapes, weight_files
 from ikirere.model.hub.formats import Format, shared_config
 from ikirere.model.hub.own import OWN, REMOTE, REMOTE_TEXT, Own
 from ikirere.model.hub.registry import FORMATS, format_for, format_named
-from ikirere.model.recursive import RecursiveModel
-
-Model = Decoder | RecursiveModel
 
 
 def hub_config(model: Model) -> dict[str, Any]:
