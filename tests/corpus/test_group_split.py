@@ -124,6 +124,10 @@ def test_a_domain_of_one_group_is_split_by_document(share: float, held: int) -> 
     )
 
 
+def test_documents_are_taken_until_the_very_byte_is_reached() -> None:
+    assert len(split([("web", "site", page, 1) for page in IDS], 0.2).ids) == 2
+
+
 def test_of_a_single_document_nothing_is_held_out() -> None:
     found = split([("web", "site", "page", 50), *groups_of(dict.fromkeys(NAMES, 100))], 0.1)
     assert not found.ids and found.groups == set(ORDER[:2])
