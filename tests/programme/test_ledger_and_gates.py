@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.common.intervals import wilson
-from ikirere.programme.gates import OPERATORS, judge, judge_all, verdict
+from ikirere.common.intervals import OPERATORS, verdict, wilson
+from ikirere.programme.gates import judge, judge_all
 from ikirere.programme.ledger import Ledger, broken_at, damaged_lines, last, read_events
 from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate

@@ -1,13 +1,24 @@
-"""Confidence intervals of measured numbers, and whether a target lies inside one."""
+"""Confidence intervals of measured numbers, and verdicts on them."""
 
 from __future__ import annotations
 
 import math
+import operator
+from collections.abc import Callable
 from statistics import NormalDist
+from typing import Literal
 
 import numpy as np
 
 RESAMPLES = 2000
+Verdict = Literal["PASS", "MISS", "INSIDE NOISE", "NOT RUN"]
+OPERATORS: dict[str, Callable[[float, float], bool]] = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    ">": operator.gt,
+    "<": operator.lt,
+    "==": operator.eq,
+}
 
 
 def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
@@ -45,3 +56,13 @@ def bootstrap(
 def inside_noise(target: float, low: float | None, high: float | None) -> bool:
     """Whether the target lies in the interval, ends included. An interval of no width is no noise."""
     return low is not None and high is not None and low < high and low <= target <= high
+
+
+def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:
+    """Of a measured value with its interval, where it has one: a target inside the interval is INSIDE NOISE, else the
+    comparison decides. A value that is not a number is a MISS."""
+    if math.isnan(value):
+        return "MISS"
+    if inside_noise(target, low, high):
+        return "INSIDE NOISE"
+    return "PASS" if OPERATORS[op](value, target) else "MISS"

@@ -30,7 +30,6 @@ PERMISSIVE = frozenset(_PERMISSIVE.split())
 _SHARE_ALIKE = re.compile(
     r"(CC-BY-SA-\d|A?GPL-\d|LGPL-\d|GFDL-\d|MPL-\d|EPL-\d|EUPL-\d|CDDL-1|ODbL-1|OSL-\d|CECILL-|LPPL-1|Artistic-1|Ruby$)"
 )
-POLICIES = ("permissive", "open", "any")
 
 # Trove classifiers of Python packages by their last part, lower case.
 CLASSIFIERS = {
@@ -210,7 +209,7 @@ def of_metadata(
 
 @lru_cache(maxsize=4096)
 def allowed(expression: str, policy: str) -> bool:
-    """Whether a policy of POLICIES lets a document under the expression in.
+    """Whether a policy of the recipe (`data.licences`) lets a document under the expression in.
 
     `permissive`: attribution at most, of each side of an AND and either side of an OR. `open`: also share-alike and copyleft. `any`: everything. What nobody declares
     (unknown, NOASSERTION) and licences of neither list are let in by `any` alone.

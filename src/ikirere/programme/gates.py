@@ -17,25 +17,15 @@ not cover a wrong question set, a wrong reference answer, or another seed of tra
 from __future__ import annotations
 
 import math
-import operator
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ikirere.common.intervals import inside_noise
+from ikirere.common.intervals import Verdict, verdict
 from ikirere.programme.metrics import Metric
 from ikirere.recipe.sections import Gate
 
-Verdict = Literal["PASS", "MISS", "INSIDE NOISE", "NOT RUN"]
 Decision = Literal["go", "investigate", "stop"]
-
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
 
 
 @dataclass(frozen=True)
@@ -67,15 +57,6 @@ class GateResult:
         """`perplexity at 50k: 27.1, wanted <= 25 (INSIDE NOISE)`."""
         value = "not measured" if self.value is None else f"{self.value:.6g}"
         return f"{self.name}: {value}, wanted {self.op} {self.target:g} ({self.verdict})"
-
-
-def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:
-    """The verdict on a measured value."""
-    if math.isnan(value):
-        return "MISS"
-    if inside_noise(target, low, high):
-        return "INSIDE NOISE"
-    return "PASS" if OPERATORS[op](value, target) else "MISS"
 
 
 def _decision(gate: Gate, value: float | None, passed: bool) -> Decision:

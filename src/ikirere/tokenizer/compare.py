@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from ikirere.common.files import file_sha256, write_json, write_rows, write_text
-from ikirere.common.intervals import inside_noise
+from ikirere.common.intervals import verdict
 from ikirere.errors import UserError
 from ikirere.tokenizer.comparison import (
-    OPERATORS,
     PAGE,
     REPORT,
     ROWS,
@@ -38,7 +37,6 @@ from ikirere.tokenizer.comparison import (
     CriterionResult,
     Document,
     Plan,
-    Verdict,
     content_hash,
 )
 from ikirere.tokenizer.comparison_markdown import render
@@ -125,13 +123,6 @@ def judge(comparison: Comparison, criterion: Criterion, arm: str) -> CriterionRe
         return CriterionResult(arm, text, "NOT RUN", reason=f"{criterion.metric} was not measured{both}")
     result = verdict(found.value, found.low, found.high, criterion.op, target)
     return CriterionResult(arm, text, result, found.value, found.low, found.high)
-
-
-def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:
-    """As the programme's gates judge: a target inside a band that has a width is INSIDE NOISE."""
-    if inside_noise(target, low, high):
-        return "INSIDE NOISE"
-    return "PASS" if OPERATORS[op](value, target) else "MISS"
 
 
 def _check(arms: Sequence[Arm], documents: Sequence[Document], criteria: Sequence[Criterion]) -> None:

@@ -5,26 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import operator
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ikirere.common.files import read_json, write_json
+from ikirere.common.intervals import OPERATORS, Verdict
 from ikirere.errors import Refused, UserError
 from ikirere.tokenizer.report import CONFIDENCE, METRICS, RESAMPLES, Figures
 
 PLAN, ROWS, SPEED, REPORT, PAGE = "plan.json", "rows.jsonl", "speed.jsonl", "report.json", "report.md"
-Verdict = Literal["PASS", "MISS", "INSIDE NOISE", "NOT RUN"]
-OPERATORS: dict[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-    "==": operator.eq,
-}
 _CRITERION = re.compile(r"\s*([a-z_]+)(?:/(\S+))?\s*(>=|<=|==|>|<)\s*([^\s=].*?)\s*")
 
 

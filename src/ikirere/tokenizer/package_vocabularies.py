@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 from ikirere.errors import UserError
 from ikirere.tokenizer.vocabulary import Vocabulary, version_of
@@ -41,19 +42,24 @@ class Package:
         return None
 
 
-def _tiktoken(encoding: str, name: str) -> Vocabulary:
+def tiktoken_encoding(encoding: str) -> Any:
+    """An encoding of tiktoken, from its cache or the network. Raises UserError where neither has it."""
     try:
         import tiktoken
     except ImportError:
         raise UserError(f"tiktoken:{encoding} needs: pip install tiktoken") from None
     try:
-        found = tiktoken.get_encoding(encoding)
+        return tiktoken.get_encoding(encoding)
     except Exception as error:  # unknown name, or no network and no cache
         reason = shorten((str(error).strip() or type(error).__name__).splitlines()[0], 100)
         raise UserError(
             f"tiktoken:{encoding} is not in tiktoken's cache and could not be had ({reason}); "
             "set TIKTOKEN_CACHE_DIR to a folder that holds it, or go online once"
         ) from None
+
+
+def _tiktoken(encoding: str, name: str) -> Vocabulary:
+    found = tiktoken_encoding(encoding)
     bytes_of = found._mergeable_ranks
     single = [i for token, i in bytes_of.items() if len(token) == 1]
     return Package(name, "tiktoken", found.n_vocab, single, found.encode_ordinary, found.decode)

@@ -17,6 +17,7 @@ from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer.base import FILE, Tokenizer, byte_characters, special_token
 from ikirere.tokenizer.bpe import Merge, assemble
+from ikirere.tokenizer.package_vocabularies import tiktoken_encoding
 from ikirere.tokenizer.specials import SPECIALS
 
 KEY = "tokenizer.pretrained"
@@ -102,19 +103,10 @@ def _adopt(file: Path) -> str:
 
 
 def _tiktoken(name: str) -> str:
-    """A vocabulary of tiktoken, from its cache or the network. Raises UserError where neither has it."""
     try:
-        import tiktoken
-    except ImportError:
-        raise UserError(f"{KEY}: {TIKTOKEN}{name} needs: pip install tiktoken") from None
-    try:
-        encoding = tiktoken.get_encoding(name)
-    except Exception as error:  # unknown name, or no network and no cache
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"{KEY}: {TIKTOKEN}{name} is not in tiktoken's cache and could not be had ({reason}); "
-            "set TIKTOKEN_CACHE_DIR to a folder that holds it, or go online once"
-        ) from None
+        encoding = tiktoken_encoding(name)
+    except UserError as error:
+        raise UserError(f"{KEY}: {error}") from None
     return from_ranks(encoding._mergeable_ranks, encoding._pat_str, encoding._special_tokens)
 
 
