@@ -124,7 +124,7 @@ def by_hand(model: Decoder, ids: list[int], start: int) -> Tensor:
 def test_objective_and_its_gradients_equal_the_equations(loss: str, sft_weight: float) -> None:
     policy, reference, pairs, beta = tiny(1), tiny(2), pairs_of(6, 5), 0.3
     frozen = pair_logprobs(reference, pairs, 0, batch_pairs=4)
-    batch = collate_pairs(pairs, max(p.places for p in pairs), 0)
+    batch = collate_pairs(pairs, max(p.length for p in pairs), 0)
     batch.extras["reference"] = frozen.reshape(-1)
     objective = Preference(beta, loss, sft_weight)  # type: ignore[arg-type]
     total, metrics = objective(policy, batch)
@@ -203,7 +203,7 @@ def test_trl_agrees(loss: str, tmp_path: object) -> None:
         train_dataset=datasets.Dataset.from_list([{"prompt": "t20", "chosen": "t21", "rejected": "t22"}] * 2),
     )
     theirs = trainer.compute_loss(folders[0], trainer.data_collator(rows))
-    batch = collate_pairs(pairs, max(p.places for p in pairs), 0)
+    batch = collate_pairs(pairs, max(p.length for p in pairs), 0)
     batch.extras["reference"] = pair_logprobs(reference, pairs, 0).reshape(-1)
     ours, _ = Preference(beta, loss)(policy, batch)  # type: ignore[arg-type]
     assert float(ours.detach()) == pytest.approx(float(theirs.detach()), rel=1e-4)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -185,17 +186,154 @@ def test_a_killed_stage_ends_with_the_same_weights(
             assert digest(tmp_path / file) == digest(run / stage.name / file)
 
 
-def test_what_a_stage_depends_on(recipe: Recipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stage", [SftStage(), DpoStage()], ids=["sft", "dpo"])
+def test_the_kept_rows_of_other_settings_are_made_again(
+    stage: SftStage | DpoStage, run: Path, recipe: Recipe, dpo: StageResult, tmp_path: Path
+) -> None:
+    """A finished folder is run again after a change of what is measured: the weights stay, the measures follow."""
+    folder = tmp_path / stage.name
+    shutil.copytree(run / stage.name, folder)
+    weights = digest(folder / "model" / "model.safetensors")
+    kept = {
+        name: (folder / name).stat().st_mtime_ns
+        for name in ("rows-train.jsonl", "pairs.jsonl")
+        if (folder / name).exists()
+    }
+    again = context(load_recipe(RECIPE, [*SMALL, "dpo.heldout_pairs=9"]), run, stage.name)
+    again.folder = folder
+    stage.run(again)
+    assert digest(folder / "model" / "model.safetensors") == weights
+    assert {name: (folder / name).stat().st_mtime_ns for name in kept} == kept
+    if stage.name == "dpo":
+        assert (
+            len(read_rows(folder / "pairs-heldout.jsonl"))
+            == 9
+            == len(read_rows(folder / "preferences.jsonl"))
+        )
+
+
+def test_training_is_continued_with_other_settings_and_not_with_other_rows(
+    run: Path, recipe: Recipe, sft: StageResult, tmp_path: Path
+) -> None:
+    folder = tmp_path / "sft"
+    shutil.copytree(run / "sft", folder)
+
+    def given(*overrides: str) -> StageContext:
+        made = context(load_recipe(RECIPE, [*SMALL, *overrides]), run, "sft", said)
+        made.folder, made.key, made.accepted = folder, "later", frozenset({""})
+        return made
+
+    said: list[str] = []
+    SftStage().run(given("sft.steps=6", "sft.batch_size=2", "sft.optimizer.lr=0.0005"))
+    assert any("continuing from step-000004" in line for line in said)
+    assert [row["step"] for row in read_rows(folder / "log.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    with pytest.raises(UserError, match="trained on other conversations"):
+        SftStage().run(given("sft.steps=8", "sft.rows=50"))
+
+
+def test_a_key_holds_what_changes_the_outputs_and_files_count_by_content(
+    recipe: Recipe, tmp_path: Path
+) -> None:
     rows = tmp_path / "more.jsonl"
     rows.write_text("{}\n")
-    changed = load_recipe(RECIPE, [*SMALL, "sft.rows_files=[more.jsonl]", "dpo.pairs_files=[more.jsonl]"])
-    for stage in (SftStage(), DpoStage()):
-        first = stage.external(changed, tmp_path)
-        assert stage.config(recipe) != stage.config(changed)
+    (tmp_path / "moved.jsonl").write_text("{}\n")
+    watched = ["{}.log_every=7", "{}.checkpoint_every=9", "{}.keep_checkpoints=5", "{}.micro_batch_size=1"]
+    for stage, key in ((SftStage(), "sft.rows_files"), (DpoStage(), "dpo.pairs_files")):
+        more = load_recipe(RECIPE, [*SMALL, f"{key}=[more.jsonl]"])
+        moved = load_recipe(RECIPE, [*SMALL, f"{key}=[moved.jsonl]"])
+        first = stage.external(more, tmp_path)
+        assert list(first) == [key] and stage.external(recipe, tmp_path) == {}
+        assert stage.external(moved, tmp_path) == first and stage.config(moved) == stage.config(more)
         rows.write_text("{}\n{}\n")
-        assert stage.external(changed, tmp_path) != first
+        assert stage.external(more, tmp_path) != first
+        rows.unlink()
+        assert stage.external(more, tmp_path) != first
         rows.write_text("{}\n")
-        assert stage.external(changed, tmp_path) == first
+        other = [
+            *SMALL,
+            *(line.format(stage.name) for line in watched),
+            "hardware.device=h200",
+            "dpo.heldout_pairs=7",
+        ]
+        assert stage.config(load_recipe(RECIPE, other)) == stage.config(recipe)
+        assert list(stage.config(recipe)) == [stage.name]
+        changed = load_recipe(RECIPE, [*SMALL, f"{stage.name}.optimizer.lr=0.125"])
+        assert stage.config(changed) != stage.config(recipe)
+        assert stage.measuring(changed) == stage.measuring(recipe)
+    assert DpoStage().measuring(recipe) == {"dpo": {"heldout_pairs": 12}}
+
+
+@pytest.mark.parametrize(
+    ("stage", "override", "message"),
+    [
+        (SftStage(), "sft.mixture={calculator: 0.0, chat: 0}", r"sft\.mixture: no kind has a weight above 0"),
+        (SftStage(), "sft.mixture={riddles: 1}", r"sft\.mixture\.riddles: no such kind"),
+        (SftStage(), "sft.sequence_length=4096", r"sft\.sequence_length 4096 is beyond model\.max_position"),
+        (DpoStage(), "dpo.sequence_length=4096", r"dpo\.sequence_length 4096 is beyond model\.max_position"),
+        (SftStage(), "sft.precision=fp8", r"sft\.precision: 'fp8' is not built"),
+        (DpoStage(), "dpo.precision=fp8", r"dpo\.precision: 'fp8' is not built"),
+        (DpoStage(), "dpo.optimizer.betas=[0.9, 1.5]", r"dpo\.optimizer.*1\.5"),
+        (SftStage(), "sft.rows_files=[none.jsonl]", r"sft\.rows_files: .*none\.jsonl cannot be read"),
+        (SftStage(), "sft.rows_files=[empty.jsonl]", r"sft\.rows_files: .*empty\.jsonl holds no rows"),
+        (SftStage(), "sft.rows_files=[bad.jsonl]", r"bad\.jsonl:2.*role 'king'"),
+        (DpoStage(), "dpo.pairs_files=[none.jsonl]", r"dpo\.pairs_files: .*none\.jsonl cannot be read"),
+        (DpoStage(), "dpo.pairs_files=[bad.jsonl]", r"bad\.jsonl:1: `prompt`"),
+        (SftStage(), "stages=[data, tokenizer, shards, sft]", "sft needs the stage pretrain before it"),
+        (DpoStage(), "stages=[data, tokenizer, dpo, sft]", "dpo needs the stage sft before it"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_any_input_exists(
+    stage: SftStage | DpoStage, override: str, message: str, tmp_path: Path
+) -> None:
+    good = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
+    bad = {"messages": [{"role": "king", "content": "Hi"}]}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n" + json.dumps(bad) + "\n")
+    (tmp_path / "empty.jsonl").write_text("\n")
+    tree = [*SMALL, "gates={}", override]
+    stage.check(load_recipe(RECIPE, SMALL), tmp_path)
+    with pytest.raises(UserError, match=message) as error:
+        stage.check(load_recipe(RECIPE, tree), tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_every_recipe_that_has_the_stages_passes_their_checks() -> None:
+    seen = set()
+    for path in sorted(RECIPE.parent.glob("*.yaml")):
+        found = load_recipe(path)
+        for stage in (SftStage(), DpoStage()):
+            if stage.name in found.stages:
+                stage.check(found, path.parent)
+                seen.add((path.stem, stage.name))
+    assert ("demo", "sft") in seen and ("irm-2b", "dpo") in seen
+
+
+def test_what_may_change_while_training_goes_on() -> None:
+    keys = ["sft.steps", "sft.optimizer.lr", "sft.schedule.decay", "sft.batch_size"]
+    assert SftStage().can_go_on(keys) == []
+    refused = [
+        "sft.optimizer.name",
+        "sft.rows",
+        "sft.mixture.chat",
+        "external.sft.rows_files",
+        "inputs.pretrain",
+        "sft.stepsize",
+    ]
+    assert SftStage().can_go_on([*keys, *refused]) == refused
+    assert DpoStage().can_go_on(["dpo.beta", "dpo.sft_weight", "dpo.steps"]) == []
+    assert DpoStage().can_go_on(["dpo.pairs", "dpo.on_policy", "seed"]) == [
+        "dpo.pairs",
+        "dpo.on_policy",
+        "seed",
+    ]
+
+
+def test_declared_metrics_and_outputs_are_those_made(run: Path, sft: StageResult, dpo: StageResult) -> None:
+    for stage, result in ((SftStage(), sft), (DpoStage(), dpo)):
+        patterns = [re.sub(r"\\{\w+\\}", "[^/@]+", re.escape(pattern)) for pattern in stage.makes]
+        names = [metric.name for metric in result.metrics]
+        assert [n for n in names if not any(re.fullmatch(p, n) for p in patterns)] == []
+        assert [p for p in patterns if not any(re.fullmatch(p, n) for n in names)] == []
+        assert set(stage.outputs) <= set(result.artifacts)
 
 
 def test_missing_inputs_are_named(recipe: Recipe, tmp_path: Path) -> None:
@@ -207,7 +345,7 @@ def test_missing_inputs_are_named(recipe: Recipe, tmp_path: Path) -> None:
 def test_documents_that_are_gone_are_named(run: Path, tmp_path: Path) -> None:
     from ikirere.posttrain.stage_rows import sample_documents
 
-    documents: list[dict[str, Any]] = sample_documents(run / "data" / "documents-train.parquet", 3)
+    documents = sample_documents(run / "data" / "documents-train.parquet", 3)
     assert len(documents) == 30 and documents == sample_documents(run / "data" / "documents-train.parquet", 3)
     with pytest.raises(UserError, match=r"missing\.parquet"):
         sample_documents(tmp_path / "missing.parquet", 1)

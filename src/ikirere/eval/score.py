@@ -17,12 +17,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from ikirere.posttrain.generate import answer_is_right
-from ikirere.posttrain.generate.row import question_of
+from ikirere.posttrain.generate.row import Row, question_of
 from ikirere.serve.engine.request import Completion
 from ikirere.tools.calculator import CalculatorError, calculate
 
 
-def score(row: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+def score(row: Row, completion: Completion) -> dict[str, Any]:
     """The question, what was produced, and its scores as 0 or 1.
 
     `needs_tool`, `offered` and `has_answer` say which scores mean something for this row.

@@ -9,7 +9,7 @@ from typing import Any
 
 from ikirere.eval.score import score
 from ikirere.model.decoder import Decoder
-from ikirere.posttrain.generate.row import prompt_of
+from ikirere.posttrain.generate.row import Row, prompt_of
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.request import Request
 from ikirere.tokenizer.base import Tokenizer
@@ -33,7 +33,7 @@ class Settings:
 def play(
     model: Decoder,
     tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     settings: Settings,
     with_tools: bool = True,
     on_done: Callable[[], None] | None = None,
@@ -45,7 +45,7 @@ def play(
     Rows whose prompt does not fit the model's context are left out; compare lengths to see how many.
     """
     limit = model.config.max_position_embeddings
-    asked: list[tuple[Mapping[str, Any], Request]] = []
+    asked: list[tuple[Row, Request]] = []
     for number, row in enumerate(rows):
         request = _request(tokenizer, row, settings, with_tools, settings.seed * 1_000_003 + number)
         if len(request.prompt) + SHORTEST_ANSWER < limit:
@@ -66,9 +66,7 @@ def play(
     return [{**score(row, completion), "seconds": seconds} for (row, _), completion in zip(asked, done)]
 
 
-def _request(
-    tokenizer: Tokenizer, row: Mapping[str, Any], settings: Settings, with_tools: bool, seed: int
-) -> Request:
+def _request(tokenizer: Tokenizer, row: Row, settings: Settings, with_tools: bool, seed: int) -> Request:
     tools = row["tools"] if with_tools else None
     prompt = render(tokenizer, prompt_of(row), tools, add_generation_prompt=True, row=str(row["id"])).ids
     return Request(

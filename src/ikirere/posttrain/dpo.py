@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ikirere.errors import UserError
 from ikirere.model.decoder import Decoder
+from ikirere.posttrain.checks import check_batch
 from ikirere.tokens.batch import IGNORE, Batch
 from ikirere.train.objective import sequence_logprobs
 
@@ -28,7 +29,7 @@ Loss = Literal["sigmoid", "ipo"]
 
 @dataclass(frozen=True)
 class EncodedPair:
-    """Two conversations with one prompt. ids int32 [n]; `start` is the place of the answer's first id."""
+    """Two conversations with one prompt. ids int32 [n]; `start` is the position of the answer's first id."""
 
     chosen: np.ndarray
     rejected: np.ndarray
@@ -36,8 +37,8 @@ class EncodedPair:
     name: str
 
     @property
-    def places(self) -> int:
-        """Places of the longer of the two."""
+    def length(self) -> int:
+        """Positions of the longer of the two: each id but the last predicts the next."""
         return max(len(self.chosen), len(self.rejected)) - 1
 
 
@@ -113,7 +114,7 @@ class Preference:
 
 
 def collate_pairs(pairs: Sequence[EncodedPair], length: int, pad: int) -> Batch:
-    """Rows chosen, rejected, chosen, ... of `length` places, padded at the end; loss on the answers only.
+    """Rows chosen, rejected, chosen, ... of `length` positions, padded at the end; loss on the answers only.
 
     Padding comes after everything that is read, so causal attention alone keeps it out and there are no
     `document_ids`.
@@ -139,16 +140,16 @@ def pair_logprobs(
 ) -> Tensor:
     """Summed log-probabilities of both answers of each pair, fp32 [pairs, 2] on the CPU.
 
-    Pairs of like length share a batch; the values do not depend on the company. on_batch: told how many pairs
-    each batch held.
+    Pairs of similar length share a batch; the values do not depend on the other pairs in it. on_batch: called
+    with the number of pairs of each batch.
     """
     training = model.training
     model.eval()
     values = torch.empty(len(pairs), 2)
-    order = sorted(range(len(pairs)), key=lambda i: pairs[i].places)
+    order = sorted(range(len(pairs)), key=lambda i: pairs[i].length)
     for first in range(0, len(order), batch_pairs):
         some = order[first : first + batch_pairs]
-        batch = collate_pairs([pairs[i] for i in some], max(pairs[i].places for i in some), pad)
+        batch = collate_pairs([pairs[i] for i in some], max(pairs[i].length for i in some), pad)
         values[some] = sequence_logprobs(model, batch.to(model.device)).view(-1, 2).float().cpu()
         if on_batch is not None:
             on_batch(len(some))
@@ -161,7 +162,7 @@ class PairSource:
 
     Every pair comes once per epoch, in an order of (seed, epoch); a batch that an epoch does not fill takes the
     first pairs of the next. All batches have one shape, [2 batch_size / world, length of the longest pair]. The
-    state is exact.
+    state is exact, and holds the hash of the pairs: one of other pairs or another seed is refused.
 
     reference: fp32 [pairs, 2], of `pair_logprobs`. sequence_length: no pair is longer. batch_size in pairs over
     all ranks. Raises UserError for a batch that does not divide among the ranks.
@@ -178,17 +179,17 @@ class PairSource:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size % world:
-            raise UserError(f"dpo.batch_size: {batch_size} is not divisible by the {world} ranks")
+        check_batch("dpo", batch_size, world)
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.pairs, self.reference = pairs, reference
         self.batch_size, self.pad, self.seed = batch_size, pad, seed
-        self.length = min(-(-max(pair.places for pair in pairs) // 16) * 16, sequence_length)
-        self.epoch = self.place = 0
+        self.length = min(-(-max(pair.length for pair in pairs) // 16) * 16, sequence_length)
+        self.epoch = self.position = 0
         self._order = self._shuffled(0)
-        digest = hashlib.sha256(f"{batch_size} {pad} {seed}".encode())
+        digest = hashlib.sha256(f"{pad} {seed}".encode())
         for pair in pairs:
-            digest.update(pair.chosen.tobytes() + pair.rejected.tobytes() + bytes([pair.start % 256]))
+            digest.update(f"{pair.start} {len(pair.chosen)} ".encode())
+            digest.update(pair.chosen.tobytes() + pair.rejected.tobytes())
         self.fingerprint = digest.hexdigest()
 
     def _shuffled(self, epoch: int) -> list[int]:
@@ -197,11 +198,11 @@ class PairSource:
         return order
 
     def _index(self) -> int:
-        if self.place >= len(self._order):
-            self.epoch, self.place = self.epoch + 1, 0
+        if self.position >= len(self._order):
+            self.epoch, self.position = self.epoch + 1, 0
             self._order = self._shuffled(self.epoch)
-        self.place += 1
-        return self._order[self.place - 1]
+        self.position += 1
+        return self._order[self.position - 1]
 
     def next(self) -> Batch:
         """This rank's pairs of the next batch, with extras["reference"]."""
@@ -211,8 +212,13 @@ class PairSource:
         return batch
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "place": self.place}
+        return {"epoch": self.epoch, "position": self.position, "pairs": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.place = int(state["epoch"]), int(state["place"])
+        if state["pairs"] != self.fingerprint:
+            raise UserError(
+                "dpo: the checkpoint was trained on other pairs (dpo.pairs, on_policy, pairs_files, sequence_length or "
+                "seed changed); it cannot be continued with these"
+            )
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._order = self._shuffled(self.epoch)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypedDict
 
 import torch
 
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.dpo import EncodedPair, pair_logprobs
-from ikirere.posttrain.generate.row import prompt_of, question_of
+from ikirere.posttrain.generate.row import Row, prompt_of, question_of
 from ikirere.posttrain.pairs import PairRow
 from ikirere.posttrain.rows import Encoded
 from ikirere.posttrain.sft import collate
@@ -21,21 +21,66 @@ from ikirere.tokens.batch import IGNORE
 from ikirere.train.objective import sequence_logprobs
 
 LONGEST = 128  # tokens that the model may write in answer to one question
+MAX_NUM_SEQS, MAX_MODEL_LEN = 32, 1024  # of the engine that answers questions: generated ones are short
+
+
+class HeldoutLoss(TypedDict):
+    """Loss of one held-out conversation: nats over its trained tokens."""
+
+    id: str
+    kind: str
+    nats: float
+    tokens: int
+
+
+class PreferenceResult(TypedDict):
+    """One held-out pair: summed log-probabilities of both answers under policy and reference, and what they prefer."""
+
+    id: str
+    kind: str
+    reason: str
+    on_policy: bool
+    chosen: float
+    rejected: float
+    reference_chosen: float
+    reference_rejected: float
+    margin: float
+    win: int
+    prefers_after: int
+    prefers_before: int
+
+
+class PlayedQuestion(TypedDict):
+    """A question as the engine answered it. answer_tokens: of the last visible text; sampled: of all that the model
+    wrote."""
+
+    id: str
+    kind: str
+    question: str
+    expected: str
+    messages: list[dict[str, Any]]
+    answer_tokens: int
+    sampled: int
+
+
+def answering_engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
+    """The engine that answers questions during post-training."""
+    return Engine(model, tokenizer, MAX_NUM_SEQS, min(MAX_MODEL_LEN, model.config.max_position_embeddings))
 
 
 @torch.no_grad()
 def heldout_losses(
-    model: Decoder, rows: Sequence[Mapping[str, Any]], encoded: Sequence[Encoded], pad: int, batch: int = 16
-) -> list[dict[str, Any]]:
+    model: Decoder, rows: Sequence[Row], encoded: Sequence[Encoded], pad: int, batch: int = 16
+) -> list[HeldoutLoss]:
     """One result per conversation: nats and number of its trained tokens."""
     training = model.training
     model.eval()
-    results: list[dict[str, Any]] = []
-    kinds = {str(row["id"]): row["kind"] for row in rows}
-    ordered = sorted(encoded, key=lambda e: e.places)
+    results: list[HeldoutLoss] = []
+    kinds = {row["id"]: row["kind"] for row in rows}
+    ordered = sorted(encoded, key=lambda e: e.length)
     for first in range(0, len(ordered), batch):
         some = ordered[first : first + batch]
-        made = collate([[e] for e in some], max(e.places for e in some), pad)
+        made = collate([[e] for e in some], max(e.length for e in some), pad)
         nats = -sequence_logprobs(model, made.to(model.device)).double().cpu()
         counts = (made.labels != IGNORE).sum(1)
         results += [
@@ -52,13 +97,13 @@ def preferences(
     encoded: Sequence[EncodedPair],
     reference: torch.Tensor,
     pad: int,
-) -> list[dict[str, Any]]:
+) -> list[PreferenceResult]:
     """One result per held-out pair, against the reference's log-probabilities [pairs, 2].
 
     `win`: the implicit reward prefers the chosen answer. `prefers_after` and `prefers_before`: so do the plain
     log-probabilities of the policy and of the reference.
     """
-    results = []
+    results: list[PreferenceResult] = []
     policy = pair_logprobs(model, encoded, pad)
     for pair, (c, r), (rc, rr) in zip(pairs, policy.tolist(), reference.tolist(), strict=True):
         results.append(
@@ -83,13 +128,10 @@ def preferences(
 def play(
     engine: Engine,
     tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     on_done: Callable[[int, Completion], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Each row's question answered greedily with its tools executed: question, messages, length of the answer.
-
-    `answer_tokens` counts the last visible text; `sampled` everything that the model wrote.
-    """
+) -> list[PlayedQuestion]:
+    """Each row's question answered greedily with its tools executed; those that do not fit the context are left out."""
     requests, kept = [], []
     for row in rows:
         prompt = render(tokenizer, prompt_of(row), row.get("tools"), add_generation_prompt=True).ids
@@ -99,7 +141,7 @@ def play(
                 Request(prompt, LONGEST, execute_tools=offered, max_tool_calls=4 if offered else 0)
             )
             kept.append(row)
-    results = []
+    results: list[PlayedQuestion] = []
     for row, completion in zip(kept, engine.generate(requests, on_done)):
         final = completion.messages[-1].get("content", "") if completion.messages else ""
         results.append(
@@ -114,3 +156,15 @@ def play(
             }
         )
     return results
+
+
+def before_and_after(
+    before: Sequence[PlayedQuestion], after: Sequence[PlayedQuestion]
+) -> Iterator[dict[str, Any]]:
+    """The rows of `after` with `messages_before` and `answer_tokens_before` of the same question."""
+    for old, new in zip(before, after, strict=True):
+        yield {
+            **new,
+            "messages_before": old["messages"],
+            "answer_tokens_before": old["answer_tokens"],
+        }

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ikirere.posttrain.generate.row import answer_is_right
+from ikirere.posttrain.generate.row import Row, answer_is_right
 from ikirere.posttrain.pairs import BREVITY, CORRECTNESS, TOOL, Message, PairRow, Turn, make_pair, turns
 from ikirere.serve.engine.engine import Engine
 from ikirere.serve.engine.request import Completion, Request
@@ -38,11 +38,11 @@ def judge(turn: Turn, sampled: Message, tokens: int, right_tokens: int) -> str |
     return BREVITY if tokens > right_tokens * LONGER + 4 else None
 
 
-def _request(tokenizer: Tokenizer, turn: Turn, room: int, seed: int) -> Request | None:
+def _request(tokenizer: Tokenizer, turn: Turn, max_length: int, seed: int) -> Request | None:
     prompt = render(tokenizer, turn.prompt, turn.row.get("tools"), add_generation_prompt=True).ids
-    if len(prompt) + 8 >= room:
+    if len(prompt) + 8 >= max_length:
         return None
-    return Request(prompt, min(LONGEST, room - len(prompt) - 1), temperature=TEMPERATURE, seed=seed)
+    return Request(prompt, min(LONGEST, max_length - len(prompt) - 1), temperature=TEMPERATURE, seed=seed)
 
 
 def _kept(tokenizer: Tokenizer, turn: Turn, completion: Completion) -> PairRow | None:
@@ -61,7 +61,7 @@ def _kept(tokenizer: Tokenizer, turn: Turn, completion: Completion) -> PairRow |
 def sampled_pairs(
     engine: Engine,
     tokenizer: Tokenizer,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     count: int,
     seed: int,
     sequence_length: int,
@@ -69,7 +69,8 @@ def sampled_pairs(
 ) -> list[PairRow]:
     """At most `count` pairs from `ATTEMPTS * count` samples, every kind of row as often as any other.
 
-    Ends early where a round brings none. Deterministic for engine, rows and seed. on_round: told how many pairs each round brought.
+    Ends early where a round brings none. Deterministic for engine, rows and seed. on_round: called with the number of pairs
+    that each round brought.
     """
     rng = random.Random(f"onpolicy/{seed}")
     by_kind: dict[str, list[Turn]] = {}
@@ -78,7 +79,7 @@ def sampled_pairs(
     for some in by_kind.values():
         rng.shuffle(some)
     kinds = sorted(by_kind)
-    room = min(sequence_length, engine.max_model_len)
+    max_length = min(sequence_length, engine.max_model_len)
     pairs: dict[str, PairRow] = {}
     asked = 0
     while len(pairs) < count and asked < ATTEMPTS * count and kinds:
@@ -86,7 +87,7 @@ def sampled_pairs(
         for _ in range(min(ROUND, ATTEMPTS * count - asked)):
             kind = kinds[asked % len(kinds)]
             turn = by_kind[kind][asked // len(kinds) % len(by_kind[kind])]
-            request = _request(tokenizer, turn, room, seed * 1_000_003 + asked)
+            request = _request(tokenizer, turn, max_length, seed * 1_000_003 + asked)
             asked += 1
             if request is not None:
                 batch.append((turn, request))

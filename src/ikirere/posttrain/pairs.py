@@ -16,10 +16,11 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ikirere.errors import UserError
+from ikirere.posttrain.checks import iterate_jsonl
 from ikirere.posttrain.dpo import EncodedPair
-from ikirere.posttrain.rows import read_jsonl
+from ikirere.posttrain.generate.row import Row
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.chat_format import render
+from ikirere.tokenizer.chat_format import check_messages, render
 
 Message = dict[str, Any]
 
@@ -43,18 +44,21 @@ class PairRow(TypedDict):
 class Turn:
     """One assistant turn of a conversation: what came before it and the right message."""
 
-    row: Mapping[str, Any]
+    row: Row
     number: int
     prompt: list[Message]
     right: Message
 
 
-def turns(row: Mapping[str, Any]) -> list[Turn]:
+def turns(row: Row) -> list[Turn]:
     """The assistant turns that follow the last user message."""
     messages = row["messages"]
     last_user = max(i for i, m in enumerate(messages) if m["role"] == "user")
-    places = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > last_user]
-    return [Turn(row, n, list(messages[:place]), dict(messages[place])) for n, place in enumerate(places)]
+    positions = [i for i, m in enumerate(messages) if m["role"] == "assistant" and i > last_user]
+    return [
+        Turn(row, n, list(messages[:position]), dict(messages[position]))
+        for n, position in enumerate(positions)
+    ]
 
 
 def make_pair(turn: Turn, rejected: Message, reason: str, on_policy: bool) -> PairRow:
@@ -84,16 +88,20 @@ RAMBLINGS = (
 
 def _slip(text: str, rng: random.Random) -> str:
     """One digit changed, or where there is none one letter."""
-    places = [i for i, c in enumerate(text) if c.isdigit()]
-    if places:
-        place = rng.choice(places)
-        return text[:place] + rng.choice([d for d in "0123456789" if d != text[place]]) + text[place + 1 :]
-    places = [i for i, c in enumerate(text) if c.isalpha()]
-    if not places:
+    positions = [i for i, c in enumerate(text) if c.isdigit()]
+    if positions:
+        position = rng.choice(positions)
+        return (
+            text[:position]
+            + rng.choice([d for d in "0123456789" if d != text[position]])
+            + text[position + 1 :]
+        )
+    positions = [i for i, c in enumerate(text) if c.isalpha()]
+    if not positions:
         return text + "s"
-    place = rng.choice(places)
-    letters = [c for c in "aeionrst" if c != text[place].lower()]
-    return text[:place] + rng.choice(letters) + text[place + 1 :]
+    position = rng.choice(positions)
+    letters = [c for c in "aeionrst" if c != text[position].lower()]
+    return text[:position] + rng.choice(letters) + text[position + 1 :]
 
 
 def _numbers(text: str) -> list[tuple[int, int]]:
@@ -120,11 +128,11 @@ def _other_operand(text: str, rng: random.Random) -> str:
 
 
 def _other_operator(text: str, rng: random.Random) -> str:
-    places = [i for i, c in enumerate(text) if c in "+-*/" and i]
-    if not places:
+    positions = [i for i, c in enumerate(text) if c in "+-*/" and i]
+    if not positions:
         return _slip(text, rng)
-    place = rng.choice(places)
-    return text[:place] + rng.choice([o for o in "+-*/" if o != text[place]]) + text[place + 1 :]
+    position = rng.choice(positions)
+    return text[:position] + rng.choice([o for o in "+-*/" if o != text[position]]) + text[position + 1 :]
 
 
 def _changed_call(right: Message, change: Callable[[str, random.Random], str], rng: random.Random) -> Message:
@@ -136,7 +144,7 @@ def _changed_call(right: Message, change: Callable[[str, random.Random], str], r
 
 
 def _answered_at_once(turn: Turn, rng: random.Random) -> Message:
-    """A guess in place of a call: plausible, as a model that does not look it up would write it."""
+    """A guess in position of a call: plausible, as a model that does not look it up would write it."""
     answer = turn.row.get("answer") or "yes"
     return {"role": "assistant", "content": f"{_slip(str(answer), rng) if rng.random() < 0.7 else answer}."}
 
@@ -179,7 +187,7 @@ def _of_answer(turn: Turn, others: Sequence[str], rng: random.Random) -> Iterato
         yield _needless_call(turn, rng), TOOL
 
 
-def made_pairs(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list[PairRow]:
+def made_pairs(rows: Sequence[Row], count: int, seed: int) -> list[PairRow]:
     """`count` pairs corrupted from the rows' right turns, no two alike; fewer where the rows give no more.
 
     Rows are visited in turn, one corruption of one turn each time, so that kinds and reasons are spread evenly.
@@ -207,7 +215,7 @@ def made_pairs(rows: Sequence[Mapping[str, Any]], count: int, seed: int) -> list
     return pairs
 
 
-def _corruptions(row: Mapping[str, Any], others: Sequence[str], rng: random.Random) -> Iterator[PairRow]:
+def _corruptions(row: Row, others: Sequence[str], rng: random.Random) -> Iterator[PairRow]:
     found = []
     for turn in turns(row):
         made = _of_call(turn, rng) if turn.right.get("tool_calls") else _of_answer(turn, others, rng)
@@ -241,21 +249,27 @@ def encode_pair(tokenizer: Tokenizer, pair: Mapping[str, Any], name: str) -> Enc
     return EncodedPair(ids[0], ids[1], len(prompt), name)
 
 
+def check_pair(row: Any, where: str) -> None:
+    """Raises UserError naming `where` for a row that is not `prompt`, `chosen` and `rejected` as lists of messages."""
+    for key in ("prompt", "chosen", "rejected"):
+        value = row.get(key) if isinstance(row, dict) else None
+        if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
+            raise UserError(f"{where}: `{key}` is a list of objects with `role` and `content`")
+        check_messages(value, f"{where}, {key}")
+
+
 def read_pairs(name: str, recipe_folder: Path, tokenizer: Tokenizer) -> list[PairRow]:
     """`prompt`, `chosen`, `rejected` (lists of messages) and `tools` of a JSONL file, each checked by encoding it.
 
     Raises UserError naming file and line.
     """
     pairs: list[PairRow] = []
-    for where, row in read_jsonl(name, recipe_folder, "dpo.pairs_files"):
-        for key in ("prompt", "chosen", "rejected"):
-            value = row.get(key) if isinstance(row, dict) else None
-            if not isinstance(value, list) or not value or not all(isinstance(m, dict) for m in value):
-                raise UserError(f"{where}: `{key}` is a list of objects with `role` and `content`")
+    for where, row in iterate_jsonl(name, recipe_folder, "dpo.pairs_files"):
+        check_pair(row, where)
         encode_pair(tokenizer, row, where)
         pairs.append(
             {
-                "id": str(row.get("id", where)),
+                "id": str(row.get("id", Path(where).name)),
                 "kind": str(row.get("kind", "file")),
                 "reason": str(row.get("reason", "file")),
                 "on_policy": bool(row.get("on_policy", False)),
@@ -276,7 +290,7 @@ def encode_pairs(
     Raises UserError where none is left.
     """
     encoded = [encode_pair(tokenizer, pair, pair["id"]) for pair in pairs]
-    kept = [i for i, e in enumerate(encoded) if e.places <= sequence_length]
+    kept = [i for i, e in enumerate(encoded) if e.length <= sequence_length]
     if len(kept) < len(encoded):
         say(
             f"{len(encoded) - len(kept)} of {len(encoded)} pairs are longer than {sequence_length} tokens and left out"

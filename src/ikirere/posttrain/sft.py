@@ -14,33 +14,33 @@ import numpy as np
 import torch
 
 from ikirere.errors import UserError
+from ikirere.posttrain.checks import check_batch
 from ikirere.posttrain.rows import Encoded
 from ikirere.tokens.batch import IGNORE, Batch
+from ikirere.tokens.packing import best_fit
 
 
 def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
-    """Groups of indices whose lengths add up to at most `capacity`: best-fit decreasing.
-
-    Longest first (equal ones in `order`), each into the fullest group that still takes it (Johnson 1974: at
-    most 11/9 of the fewest possible groups). Every index is in one group. Lengths must not exceed capacity.
-    """
+    """Groups of indices whose lengths add up to at most `capacity`: `tokens.packing.best_fit`, with the indices of
+    equal lengths dealt in `order`. Every index is in one group. Lengths are within 1..capacity."""
+    by_length: dict[int, list[int]] = {}
+    for index in order:
+        by_length.setdefault(lengths[index], []).append(index)
+    classes = sorted(by_length, reverse=True)
+    layout = best_fit(classes, [len(by_length[length]) for length in classes], capacity)
     groups: list[list[int]] = []
-    by_space: list[list[int]] = [[] for _ in range(capacity + 1)]
-    spaces = 0  # bit s is set where a group with s free places exists
-    for index in sorted(order, key=lambda i: -lengths[i]):
-        length = lengths[index]
-        fitting = spaces >> length
-        if fitting:
-            space = length + (fitting & -fitting).bit_length() - 1
-            group = by_space[space].pop()
-            if not by_space[space]:
-                spaces &= ~(1 << space)
-        else:
-            space, group = capacity, len(groups)
-            groups.append([])
-        groups[group].append(index)
-        by_space[space - length].append(group)
-        spaces |= 1 << (space - length)
+    for number, rows in enumerate(layout.rows.tolist()):
+        entries = slice(layout.first_entry[number], layout.first_entry[number + 1])
+        parts = [
+            (by_length[classes[kind]], each, base)
+            for kind, each, base in zip(
+                layout.kind[entries].tolist(), layout.each[entries].tolist(), layout.base[entries].tolist()
+            )
+        ]
+        for row in range(rows):
+            groups.append(
+                [i for same, each, base in parts for i in same[base + row * each : base + (row + 1) * each]]
+            )
     return groups
 
 
@@ -49,7 +49,8 @@ class SftSource:
 
     Every conversation comes once per epoch; each epoch is packed and shuffled anew from (seed, epoch), and a
     batch that an epoch does not fill takes the first rows of the next. Conversations in a row do not see each
-    other (`document_ids`, positions from 0). The state is the number of packed rows dealt so far, exact.
+    other (`document_ids`, positions from 0). The state is the number of packed rows dealt so far, exact, and the hash
+    of the conversations: a state of other conversations, lengths or seeds is refused, one of another batch size is not.
 
     sequence_length in tokens; batch_size in packed rows over all ranks; rank, world: this rank and how many there
     are. Raises UserError for a batch that does not divide.
@@ -65,23 +66,22 @@ class SftSource:
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if batch_size % world:
-            raise UserError(f"sft.batch_size: {batch_size} is not divisible by the {world} ranks")
+        check_batch("sft", batch_size, world)
         self.rows = rows
         self.share = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
         self.sequence_length = sequence_length
         self.batch_size = batch_size
         self.pad = pad
         self.seed = seed
-        self.lengths = [row.places for row in rows]
+        self.lengths = [row.length for row in rows]
         self.epoch = 0
-        self.place = 0
+        self.position = 0
         self._groups = self._packed(0)
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
-        """Of all that the sequence of batches depends on."""
-        digest = hashlib.sha256(f"{self.sequence_length} {self.batch_size} {self.pad} {self.seed}".encode())
+        """Of all that the sequence of packed rows depends on."""
+        digest = hashlib.sha256(f"{self.sequence_length} {self.pad} {self.seed}".encode())
         for row in self.rows:
             digest.update(row.ids.tobytes() + row.trained.tobytes())
         return digest.hexdigest()
@@ -95,11 +95,11 @@ class SftSource:
         return groups
 
     def _group(self) -> list[int]:
-        if self.place >= len(self._groups):
-            self.epoch, self.place = self.epoch + 1, 0
+        if self.position >= len(self._groups):
+            self.epoch, self.position = self.epoch + 1, 0
             self._groups = self._packed(self.epoch)
-        self.place += 1
-        return self._groups[self.place - 1]
+        self.position += 1
+        return self._groups[self.position - 1]
 
     def next(self) -> Batch:
         """This rank's rows of the next batch, [batch_size / world, sequence_length]."""
@@ -107,15 +107,20 @@ class SftSource:
         return collate([[self.rows[i] for i in group] for group in groups], self.sequence_length, self.pad)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "place": self.place}
+        return {"epoch": self.epoch, "position": self.position, "rows": self.fingerprint}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.place = int(state["epoch"]), int(state["place"])
+        if state["rows"] != self.fingerprint:
+            raise UserError(
+                "sft: the checkpoint was trained on other conversations (sft.rows, mixture, rows_files, sequence_length "
+                "or seed changed); it cannot be continued with these"
+            )
+        self.epoch, self.position = int(state["epoch"]), int(state["position"])
         self._groups = self._packed(self.epoch)
 
 
 def collate(groups: Sequence[Sequence[Encoded]], length: int, pad: int) -> Batch:
-    """One row of `length` places per group, its conversations one after another, padded at the end."""
+    """One row of `length` positions per group, its conversations one after another, padded at the end."""
     shape = (len(groups), length)
     tokens = np.full(shape, pad, np.int64)
     labels = np.full(shape, IGNORE, np.int64)
@@ -124,10 +129,10 @@ def collate(groups: Sequence[Sequence[Encoded]], length: int, pad: int) -> Batch
     for line, group in enumerate(groups):
         start = 0
         for number, row in enumerate(group):
-            end = start + row.places
+            end = start + row.length
             tokens[line, start:end] = row.ids[:-1]
             labels[line, start:end] = np.where(row.trained[1:], row.ids[1:], IGNORE)
-            positions[line, start:end] = np.arange(row.places)
+            positions[line, start:end] = np.arange(row.length)
             documents[line, start:end] = number
             start = end
     return Batch(

@@ -1,27 +1,29 @@
-"""What the stages feed to training: conversations by the recipe's mixture, documents of the data stage."""
+"""Rows of the stages: documents of the data stage, conversations by the recipe's mixture, rows kept over a kill."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
+from ikirere.common.files import json_sha256, read_rows, write_rows, write_text
 from ikirere.corpus.document import read_documents
 from ikirere.errors import UserError
 from ikirere.posttrain.generate import KINDS, Row, Split, conversations
+from ikirere.posttrain.generate.context import SourceDocument
+
+T = TypeVar("T", bound=Mapping[str, Any])
 
 DOCUMENT_BYTES = 64_000_000  # of text read from the data stage; more would bring no other questions
 
 
-def sample_documents(path: Path, seed: int) -> list[dict[str, Any]]:
+def sample_documents(path: Path, seed: int) -> list[SourceDocument]:
     """`text`, `path` and `domain` of documents of a Parquet file, row groups in an order of the seed, up to about
     DOCUMENT_BYTES. Raises UserError where the file cannot be read."""
-    documents: list[dict[str, Any]] = []
+    documents: list[SourceDocument] = []
     read = 0
     for row in read_documents(path, ("text", "path", "domain"), seed):
-        documents.append(row)
+        documents.append(cast("SourceDocument", row))
         read += len(row["text"])
         if read >= DOCUMENT_BYTES:
             break
@@ -52,7 +54,7 @@ def mixed(
     counts: Mapping[str, int],
     seed: int,
     split: Split,
-    documents: Sequence[Mapping[str, Any]],
+    documents: Sequence[SourceDocument],
     say: Callable[[str], None],
     on_kind: Callable[[int], None] | None = None,
 ) -> list[Row]:
@@ -68,18 +70,15 @@ def mixed(
     return rows
 
 
-def fingerprint(*values: Any) -> str:
-    """SHA-256 of JSON-able values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+def kept_rows(folder: Path, name: str, made_from: Any, make: Callable[[], Iterable[T]]) -> list[T]:
+    """Rows of `folder/name` where they were made from equal settings; else `make()`, written whole.
 
-
-def files_fingerprint(names: Sequence[str], recipe_folder: Path) -> str:
-    """SHA-256 over the contents of files named in the recipe; a missing one counts by its name."""
-    digest = hashlib.sha256()
-    for name in names:
-        path = Path(name).expanduser()
-        path = path if path.is_absolute() else recipe_folder / path
-        digest.update(name.encode() + b"\0")
-        if path.is_file():
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
+    made_from: JSON-able; its hash lies beside the rows, as `<name>.made-from`.
+    """
+    path, marker = folder / name, folder / f"{name}.made-from"
+    wanted = json_sha256(made_from)
+    if not (path.is_file() and marker.is_file() and marker.read_text(encoding="utf-8") == wanted):
+        marker.unlink(missing_ok=True)
+        write_rows(path, make())
+        write_text(marker, wanted)
+    return cast("list[T]", read_rows(path))

@@ -117,9 +117,7 @@ def render(
     Raises UserError for a role, content or call of another form (naming row and message) and for lone surrogates.
     """
     where = "conversation" if row is None else f"row {row}"
-    plain = [_plain(message, f"{where}, message {i}") for i, message in enumerate(messages)]
-    if not plain:
-        raise UserError(f"{where}: has no messages")
+    plain = check_messages(messages, where)
     values: list[str] = []
     try:
         output = _template().render(
@@ -226,6 +224,16 @@ def _template() -> jinja2.Template:
     environment.filters["tojson"] = _json
     environment.globals["raise_exception"] = _refuse
     return environment.from_string(TEMPLATE)
+
+
+def check_messages(messages: Sequence[Message], where: str) -> list[dict[str, Any]]:
+    """The messages as the template takes them: no absent keys, call arguments as dicts.
+
+    Raises UserError naming `where` and the message for a role, content or call of another form.
+    """
+    if not messages:
+        raise UserError(f"{where}: has no messages")
+    return [_plain(message, f"{where}, message {i}") for i, message in enumerate(messages)]
 
 
 def _plain(message: Message, where: str) -> dict[str, Any]:

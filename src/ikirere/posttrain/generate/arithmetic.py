@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ikirere.posttrain.generate.context import GeneratorContext
-from ikirere.posttrain.generate.slots import BOXES, ITEMS, NAMES, PLACES
+from ikirere.posttrain.generate.word_lists import BOXES, ITEMS, NAMES, PLACES
 from ikirere.posttrain.generate.wordings import OPERATIONS, Wordings
 
 STORY_SHARE = 0.35
@@ -31,29 +31,29 @@ class Problem:
         return f"{self.a} {self.operation.spoken} {self.b}"
 
 
-def _operand(material: GeneratorContext, digits: tuple[int, ...]) -> int:
-    count = material.rng.choice(digits)
-    return material.rng.randrange(10 ** (count - 1), 10**count)
+def _operand(context: GeneratorContext, digits: tuple[int, ...]) -> int:
+    count = context.rng.choice(digits)
+    return context.rng.randrange(10 ** (count - 1), 10**count)
 
 
-def _fill(material: GeneratorContext, wording: str, a: int, b: int) -> str:
-    name, other = material.rng.sample(NAMES, 2)
+def _fill(context: GeneratorContext, wording: str, a: int, b: int) -> str:
+    name, other = context.rng.sample(NAMES, 2)
     return wording.format(
         a=a,
         b=b,
         name=name,
         other=other,
-        item=material.choose(ITEMS),
-        box=material.choose(BOXES),
-        place=material.choose(PLACES),
+        item=context.choose(ITEMS),
+        box=context.choose(BOXES),
+        place=context.choose(PLACES),
     )
 
 
-def _vary(material: GeneratorContext, question: str) -> str:
+def _vary(context: GeneratorContext, question: str) -> str:
     """Small differences of hand: a greeting, no capital, no last mark."""
-    draw = material.rng.random()
+    draw = context.rng.random()
     if draw < 0.06:
-        return material.choose(PREFIXES) + question[0].lower() + question[1:]
+        return context.choose(PREFIXES) + question[0].lower() + question[1:]
     if draw < 0.12:
         return question[0].lower() + question[1:]
     if draw < 0.18 and question[-1] in ".?":
@@ -66,17 +66,17 @@ def pair_key(a: int, b: int) -> str:
     return f"operands {min(a, b)} {max(a, b)}"
 
 
-def problem(material: GeneratorContext, digits: tuple[int, ...]) -> Problem:
-    """A question about two operands of the material's split, with so many digits each."""
-    rng = material.rng
+def problem(context: GeneratorContext, digits: tuple[int, ...]) -> Problem:
+    """A question about two operands of the context's split, with so many digits each."""
+    rng = context.rng
     while True:
-        a, b = _operand(material, digits), _operand(material, digits)
-        if material.mine(pair_key(a, b)):
+        a, b = _operand(context, digits), _operand(context, digits)
+        if context.mine(pair_key(a, b)):
             break
     operation = rng.choice(OPERATIONS)
-    story = material.maybe(STORY_SHARE)
-    if operation.symbol == "-" and a < b and (story or material.maybe(0.7)):
+    story = context.maybe(STORY_SHARE)
+    if operation.symbol == "-" and a < b and (story or context.maybe(0.7)):
         a, b = b, a
-    wording = rng.choice(operation.of(story, material.split == "heldout"))
-    question = _fill(material, wording, a, b)
-    return Problem(question if story else _vary(material, question), a, b, operation, story)
+    wording = rng.choice(operation.of(story, context.split == "heldout"))
+    question = _fill(context, wording, a, b)
+    return Problem(question if story else _vary(context, question), a, b, operation, story)

@@ -12,9 +12,9 @@ from ikirere.tools.calculator import calculate, show
 from ikirere.tools.registry import ToolCall
 
 
-def exchange(material: GeneratorContext) -> list[dict[str, Any]]:
+def exchange(context: GeneratorContext) -> list[dict[str, Any]]:
     """A whole earlier question with its call, for a conversation that goes on."""
-    asked = problem(material, (2, 3))
+    asked = problem(context, (2, 3))
     result = show(calculate(asked.expression))
     call = ToolCall("calculator", {"expression": asked.expression})
     turns = call_turns(call, f"{asked.spoken}.", result)
@@ -22,14 +22,14 @@ def exchange(material: GeneratorContext) -> list[dict[str, Any]]:
     return [{"role": "user", "content": asked.question}, *turns, {"role": "assistant", "content": final}]
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Operands are copied verbatim; one canonical expression per question."""
     while True:
-        asked = problem(material, (2, 3, 4))
+        asked = problem(context, (2, 3, 4))
         yield ConversationDraft(
             question=asked.question,
             reply="It is {result}." if asked.story else "{result}.",
-            tools=material.tools() if material.maybe(0.6) else ("calculator",),
+            tools=context.tools() if context.maybe(0.6) else ("calculator",),
             call=ToolCall("calculator", {"expression": asked.expression}),
             reasoning=f"{asked.spoken}.",
         )

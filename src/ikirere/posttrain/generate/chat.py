@@ -9,8 +9,8 @@ from typing import Any
 from ikirere.posttrain.generate.context import GeneratorContext
 from ikirere.posttrain.generate.objects import facts
 from ikirere.posttrain.generate.row import ConversationDraft
-from ikirere.posttrain.generate.slots import ITEMS, NAMES, PLACES
 from ikirere.posttrain.generate.smalltalk import OPENINGS, TOPICS
+from ikirere.posttrain.generate.word_lists import ITEMS, NAMES, PLACES
 
 FACT_SHARE = 0.3
 FACT_WORDINGS = (
@@ -28,7 +28,7 @@ FACT_WORDINGS = (
 
 def _talk(rng: random.Random) -> tuple[str, str]:
     topic = rng.choice(TOPICS)
-    slots = {
+    values = {
         "name": rng.choice(NAMES),
         "item": rng.choice(ITEMS),
         "place": rng.choice(PLACES),
@@ -41,28 +41,28 @@ def _talk(rng: random.Random) -> tuple[str, str]:
         says = says.rstrip(".!?")
     if (draw > 0.9 or opening.endswith((", ", ": "))) and not says.startswith(("{", "I ", "Python")):
         says = says[0].lower() + says[1:]
-    return opening + says.format(**slots), rng.choice(topic.answers).format(**slots)
+    return opening + says.format(**values), rng.choice(topic.answers).format(**values)
 
 
-def exchange(rng: random.Random, material: GeneratorContext) -> list[dict[str, Any]]:
-    """A short earlier exchange of the material's split."""
+def exchange(rng: random.Random, context: GeneratorContext) -> list[dict[str, Any]]:
+    """A short earlier exchange of the context's split."""
     while True:
         says, answer = _talk(rng)
-        if material.mine(f"chat {says}"):
+        if context.mine(f"chat {says}"):
             return [{"role": "user", "content": says}, {"role": "assistant", "content": answer}]
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. A question belongs to one split; what Python's objects do is asked in other words in each."""
-    rng = material.rng
+    rng = context.rng
     while True:
-        tools = material.tools() if material.split == "heldout" or material.maybe(0.8) else ()
-        if material.maybe(FACT_SHARE):
+        tools = context.tools() if context.split == "heldout" or context.maybe(0.8) else ()
+        if context.maybe(FACT_SHARE):
             name, line = rng.choice(facts())
             question, answer = rng.choice(FACT_WORDINGS).format(name=name), line
             draft = ConversationDraft(question=question, reply=line, answer=answer, tools=tools)
         else:
             question, reply = _talk(rng)
             draft = ConversationDraft(question=question, reply=reply, tools=tools)
-        if material.mine(f"chat {draft.question}"):
+        if context.mine(f"chat {draft.question}"):
             yield draft

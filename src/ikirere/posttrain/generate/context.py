@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
-from typing import Any
+from typing import TypedDict
 
 from ikirere.posttrain.generate.row import HELDOUT_SHARE, ConversationDraft, Split, split_of
 
@@ -14,10 +14,18 @@ WORD_BYTES = 3_000_000  # of documents that are searched for words
 _WORD = re.compile(r"(?<![A-Za-z_\d])[a-z]{3,10}(?![A-Za-z_\d])")
 
 
+class SourceDocument(TypedDict):
+    """What generators read of a document."""
+
+    text: str
+    path: str
+    domain: str
+
+
 class GeneratorContext:
     """Shared by the generators of one call. `choose` and `maybe` draw from the call's random source."""
 
-    def __init__(self, rng: random.Random, split: Split, documents: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, rng: random.Random, split: Split, documents: Sequence[SourceDocument]) -> None:
         self.rng = rng
         self.split = split
         self.documents = documents
@@ -37,7 +45,7 @@ class GeneratorContext:
         return ("calculator", "python_exec") if self.maybe(0.8) else ("python_exec", "calculator")
 
     @cached_property
-    def shuffled(self) -> list[Mapping[str, Any]]:
+    def shuffled(self) -> list[SourceDocument]:
         """The documents in this call's order."""
         order = list(self.documents)
         self.rng.shuffle(order)

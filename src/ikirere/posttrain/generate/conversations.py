@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 from ikirere.errors import UserError
 from ikirere.posttrain.generate import calculator, chat, direct, documents, strings, units
-from ikirere.posttrain.generate.context import Generator, GeneratorContext
+from ikirere.posttrain.generate.context import Generator, GeneratorContext, SourceDocument
 from ikirere.posttrain.generate.row import ConversationDraft, Row, Split, build
 from ikirere.tools import sandbox
 from ikirere.tools.registry import execute
@@ -46,7 +45,7 @@ def conversations(
     count: int,
     seed: int,
     split: Split,
-    documents: Sequence[Mapping[str, Any]] = (),
+    documents: Sequence[SourceDocument] = (),
 ) -> list[Row]:
     """`count` conversations of a kind; the same for the same seed, split and documents.
 
@@ -59,10 +58,10 @@ def conversations(
     if kind not in KINDS:
         raise UserError(f"kind {kind!r}: no such conversations; kinds are {', '.join(KINDS)}")
     rng = random.Random(f"{kind}/{split}/{seed}")
-    material = GeneratorContext(rng, split, documents)
-    chosen = _distinct(kind, count, split, KINDS[kind](material))
+    context = GeneratorContext(rng, split, documents)
+    chosen = _distinct(kind, count, split, KINDS[kind](context))
     if split == "train" and kind in ("calculator", "chat", "strings", "units"):
-        chosen = [_with_history(draft, rng, material) for draft in chosen]
+        chosen = [_with_history(draft, rng, context) for draft in chosen]
     results = _results(chosen)
     return [build(kind, split, draft, result) for draft, result in zip(chosen, results)]
 
@@ -94,13 +93,13 @@ def _distinct(
 
 
 def _with_history(
-    draft: ConversationDraft, rng: random.Random, material: GeneratorContext
+    draft: ConversationDraft, rng: random.Random, context: GeneratorContext
 ) -> ConversationDraft:
     if rng.random() >= HISTORY_SHARE:
         return draft
     if "calculator" in draft.tools and rng.random() < 0.5:
-        return replace(draft, history=calculator.exchange(material))
-    return replace(draft, history=chat.exchange(rng, material))
+        return replace(draft, history=calculator.exchange(context))
+    return replace(draft, history=chat.exchange(rng, context))
 
 
 def _results(drafts: Sequence[ConversationDraft]) -> list[str | None]:

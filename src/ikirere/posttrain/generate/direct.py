@@ -10,9 +10,9 @@ from ikirere.posttrain.generate.row import ConversationDraft
 from ikirere.tools.calculator import calculate, show
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. A third has operands of one or two digits, the others those of kind calculator."""
     while True:
-        asked = problem(material, (1, 2) if material.maybe(0.33) else (2, 3, 4))
+        asked = problem(context, (1, 2) if context.maybe(0.33) else (2, 3, 4))
         answer = show(calculate(asked.expression))
         yield ConversationDraft(question=asked.question, reply=f"{answer}.", answer=answer)

@@ -6,11 +6,10 @@ import ast
 import itertools
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from ikirere.posttrain.generate.context import GeneratorContext
+from ikirere.posttrain.generate.context import GeneratorContext, SourceDocument
 from ikirere.posttrain.generate.row import ConversationDraft
 
 LONGEST_EXCERPT = 260  # characters
@@ -208,30 +207,30 @@ def _of_sentences(text: str) -> Iterator[Asked]:
                 break
 
 
-def _questions(material: GeneratorContext, document: Mapping[str, Any]) -> list[ConversationDraft]:
+def _questions(context: GeneratorContext, document: SourceDocument) -> list[ConversationDraft]:
     text = document["text"]
     if len(text) > LONGEST_DOCUMENT:
         return []
     code = str(document.get("path", "")).endswith(".py") or document.get("domain") == "code"
     # Headings where there are some: stories and articles have none.
     asked = list(_of_code(text) if code else _of_prose(text)) or ([] if code else list(_of_sentences(text)))
-    material.rng.shuffle(asked)
+    context.rng.shuffle(asked)
     made = []
-    asked = [a for a in asked if material.mine(f"excerpt {a.excerpt}", one_in=2)]
-    for a in asked[: PER_DOCUMENT[material.split]]:
-        wording = material.choose(a.wordings if material.split == "heldout" else a.wordings[:-1])
-        question = f"{a.excerpt}\n\n{wording}" if material.maybe(0.75) else f"{wording}\n\n{a.excerpt}"
+    asked = [a for a in asked if context.mine(f"excerpt {a.excerpt}", one_in=2)]
+    for a in asked[: PER_DOCUMENT[context.split]]:
+        wording = context.choose(a.wordings if context.split == "heldout" else a.wordings[:-1])
+        question = f"{a.excerpt}\n\n{wording}" if context.maybe(0.75) else f"{wording}\n\n{a.excerpt}"
         reply = a.answer if " " in a.answer else f"{a.answer}."
-        tools = material.tools() if material.split == "heldout" or material.maybe(0.8) else ()
+        tools = context.tools() if context.split == "heldout" or context.maybe(0.8) else ()
         made.append(ConversationDraft(question, reply, a.answer, tools, reasoning=a.evidence or None))
     return made
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Ends when every document has been asked about.
 
     Documents of the two splits may share a passage, so each excerpt, too, belongs to one split: half of those
     of the training documents and half of those of the held-out documents can be asked about.
     """
-    for document in material.shuffled:
-        yield from _questions(material, document)
+    for document in context.shuffled:
+        yield from _questions(context, document)

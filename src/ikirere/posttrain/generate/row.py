@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
@@ -95,14 +94,14 @@ def build(kind: str, split: Split, draft: ConversationDraft, result: str | None)
     }
 
 
-def question_of(row: Mapping[str, Any]) -> str:
+def question_of(row: Row) -> str:
     """The text of the last user message."""
     return next(m["content"] for m in reversed(row["messages"]) if m["role"] == "user")
 
 
-def prompt_of(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+def prompt_of(row: Row) -> list[dict[str, Any]]:
     """The messages up to the last user message, that one included."""
-    messages: Sequence[dict[str, Any]] = row["messages"]
+    messages = row["messages"]
     last = max(i for i, m in enumerate(messages) if m["role"] == "user")
     return list(messages[: last + 1])
 

@@ -151,11 +151,11 @@ TASKS = (
 )
 
 
-def _draft(material: GeneratorContext, task: Task) -> ConversationDraft:
-    rng = material.rng
-    words = rng.sample(material.words, task.words)
+def _draft(context: GeneratorContext, task: Task) -> ConversationDraft:
+    rng = context.rng
+    words = rng.sample(context.words, task.words)
     word = words[0]
-    letter = rng.choice(word) if material.maybe(0.85) else rng.choice("abcdefghiklmnoprstuvw")
+    letter = rng.choice(word) if context.maybe(0.85) else rng.choice("abcdefghiklmnoprstuvw")
     place = rng.randrange(min(len(word), len(PLACES)))
     slots = {
         "w": word,
@@ -166,21 +166,21 @@ def _draft(material: GeneratorContext, task: Task) -> ConversationDraft:
         "n": PLACES[place],
         "i": place,
     }
-    wordings = task.wordings if material.split == "heldout" else task.wordings[:-1]
+    wordings = task.wordings if context.split == "heldout" else task.wordings[:-1]
     return ConversationDraft(
         question=rng.choice(wordings).format(**slots),
         reply="{result}.",
-        tools=material.tools() if material.maybe(0.7) else ("python_exec",),
+        tools=context.tools() if context.maybe(0.7) else ("python_exec",),
         call=ToolCall("python_exec", {"code": task.code.format(**slots)}),
         reasoning="Python can tell.",
     )
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Words come from the documents; each belongs to one split. Raises UserError for too few."""
-    if len(material.words) < 20:
+    if len(context.words) < 20:
         raise UserError(
             "kind strings: the documents hold fewer than 20 words to ask about; leave the kind out"
         )
     while True:
-        yield _draft(material, material.rng.choice(TASKS))
+        yield _draft(context, context.rng.choice(TASKS))

@@ -83,14 +83,14 @@ WORDINGS = (
 HELDOUT_WORDINGS = ("Can you write {v} {source} as {target}?",)
 
 
-def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
+def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:
     """Endless. Only values whose result is short; value and units together belong to one split."""
-    rng = material.rng
-    wordings = WORDINGS + (HELDOUT_WORDINGS if material.split == "heldout" else ())
+    rng = context.rng
+    wordings = WORDINGS + (HELDOUT_WORDINGS if context.split == "heldout" else ())
     while True:
         conversion = rng.choice(CONVERSIONS)
         value = rng.randrange(2, 10 ** rng.choice((1, 2, 3, 4)) + 2)
-        if not material.mine(f"units {value} {conversion.source} {conversion.target}"):
+        if not context.mine(f"units {value} {conversion.source} {conversion.target}"):
             continue
         expression = conversion.rule.format(v=value)
         if len(show(calculate(expression))) > LONGEST:
@@ -98,7 +98,7 @@ def drafts(material: GeneratorContext) -> Iterator[ConversationDraft]:
         yield ConversationDraft(
             question=rng.choice(wordings).format(v=value, source=conversion.source, target=conversion.target),
             reply="{result} " + conversion.target + ".",
-            tools=material.tools() if material.maybe(0.7) else ("calculator",),
+            tools=context.tools() if context.maybe(0.7) else ("calculator",),
             call=ToolCall("calculator", {"expression": expression}),
             reasoning=f"{conversion.source} to {conversion.target}: {expression}.",
         )

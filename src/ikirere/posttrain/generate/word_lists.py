@@ -1,4 +1,4 @@
-"""Names and things that fill the places of a wording."""
+"""Names, items and places with which wordings are filled in."""
 
 from __future__ import annotations
 

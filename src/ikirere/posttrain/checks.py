@@ -1,0 +1,124 @@
+"""What the stages sft and dpo refuse, hash and allow before their inputs exist."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ikirere.common.files import file_sha256, json_sha256
+from ikirere.errors import UserError
+from ikirere.recipe.schema import Recipe
+from ikirere.recipe.sections import Dpo, Sft
+from ikirere.train.optimiser import build_optimizer
+from ikirere.train.parallel import world_of
+from ikirere.train.precision import choose
+
+FIRST_ROWS = 100  # of each file: the others are checked when they are encoded
+
+
+def check_training(recipe: Recipe, name: str, section: Sft | Dpo) -> None:
+    """Raises UserError naming the key for lengths, formats, optimisers and batches that cannot be trained."""
+    longest = recipe.model.max_position_embeddings
+    if section.sequence_length > longest:
+        raise UserError(
+            f"{name}.sequence_length {section.sequence_length} is beyond model.max_position_embeddings {longest}; "
+            "shorten the one or raise the other"
+        )
+    if section.precision != "auto":
+        try:
+            choose(section.precision, torch.device("cpu"))
+        except UserError as error:
+            raise UserError(f"{name}.{error}") from None
+    try:
+        build_optimizer(nn.Linear(2, 2), section.optimizer)
+    except ValueError as error:
+        raise UserError(f"{name}.optimizer: {error}") from None
+    check_batch(name, section.batch_size, world_of(section.parallel).size)
+
+
+def check_batch(name: str, batch_size: int, ranks: int) -> None:
+    """Raises UserError for a batch that does not divide among the ranks."""
+    if batch_size % ranks:
+        raise UserError(f"{name}.batch_size: {batch_size} is not divisible by the {ranks} ranks")
+
+
+def check_stages(recipe: Recipe, name: str, needed: Sequence[str]) -> None:
+    """Raises UserError where a stage that `name` reads is not listed before it."""
+    before = recipe.stages[: recipe.stages.index(name)]
+    for stage in needed:
+        if stage not in before:
+            raise UserError(f"stages: {name} needs the stage {stage} before it")
+
+
+def check_rows(
+    key: str, names: Iterable[str], recipe_folder: Path, check: Callable[[Any, str], object]
+) -> None:
+    """Calls `check(row, "file:line")` with the first rows of each file that the recipe names under `key`.
+
+    Raises UserError naming key or file and line.
+    """
+    for name in names:
+        for where, row in islice(iterate_jsonl(name, recipe_folder, key), FIRST_ROWS):
+            check(row, where)
+
+
+def iterate_jsonl(name: str, recipe_folder: Path, key: str) -> Iterator[tuple[str, Any]]:
+    """("file:line", row) of a JSONL file named in the recipe under `key`; blank lines are skipped.
+
+    Raises UserError naming key, file and line for a file that cannot be read or is empty, and a line that is not JSON.
+    """
+    path = located(name, recipe_folder)
+    rows = 0
+    try:
+        with path.open(encoding="utf-8") as handle:
+            for number, line in enumerate(handle, 1):
+                if not line.strip():
+                    continue
+                try:
+                    row = json.loads(line)
+                except ValueError as error:
+                    raise UserError(f"{path}:{number}: not JSON ({error})") from None
+                rows += 1
+                yield f"{path}:{number}", row
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
+    except OSError as error:
+        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); give a JSONL file") from None
+    if not rows:
+        raise UserError(f"{key}: {path} holds no rows")
+
+
+def located(name: str, recipe_folder: Path) -> Path:
+    """The path of a file named in the recipe."""
+    path = Path(name).expanduser()
+    return path if path.is_absolute() else recipe_folder / path
+
+
+def content_hash(names: Sequence[str], recipe_folder: Path) -> str:
+    """Hash of the files' contents in order; a missing one counts as such, wherever it was."""
+    paths = [located(name, recipe_folder) for name in names]
+    return json_sha256([file_sha256(path) if path.is_file() else None for path in paths])
+
+
+def settings(section: Sft | Dpo, without: Iterable[str]) -> Mapping[str, Any]:
+    """`result_settings` without the keys whose files count by content or that only change what is measured."""
+    left_out = set(without)
+    return {key: value for key, value in section.result_settings().items() if key not in left_out}
+
+
+def refused(changed: Iterable[str], allowed: Iterable[str]) -> list[str]:
+    """Of changed key paths those that neither are in `allowed` nor lie below one that is, and the optimiser's name,
+    with which the kept state does not fit."""
+    free = tuple(allowed)
+    return [
+        key
+        for key in changed
+        if key.endswith(".optimizer.name")
+        or not any(key == path or key.startswith(path + ".") for path in free)
+    ]
