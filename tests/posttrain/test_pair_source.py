@@ -83,7 +83,21 @@ def test_a_state_counts_epochs_and_pairs_within_them() -> None:
     for _ in range(5):
         found.next()
         states.append(found.state_dict())
-    assert states == [{"epoch": e, "place": p} for e, p in ((0, 3), (0, 6), (1, 2), (1, 5), (2, 1))]
+    assert states == [
+        {"epoch": e, "position": p, "pairs": found.fingerprint}
+        for e, p in ((0, 3), (0, 6), (1, 2), (1, 5), (2, 1))
+    ]
+
+
+def test_a_state_of_other_pairs_is_refused_and_one_of_another_batch_size_is_not() -> None:
+    whole, first = sequence(source(1), 9), source(3)
+    taken = sequence(first, 1)
+    wider = source(2)
+    wider.load_state_dict(first.state_dict())
+    assert taken + sequence(wider, 3) == whole
+    for other in (source(seed=6), source(pairs=PAIRS[:6]), source(pairs=[*PAIRS[:6], pair(6, chosen=6)])):
+        with pytest.raises(UserError, match="trained on other pairs"):
+            other.load_state_dict(first.state_dict())
 
 
 def test_ranks_share_the_batch_in_order() -> None:
@@ -102,18 +116,18 @@ def test_batches_are_as_wide_as_the_longest_pair_needs_in_steps_of_16(
     longest: int, limit: int, width: int
 ) -> None:
     for pairs in ([pair(0, longest, 2), pair(1)], [pair(0), pair(1, 2, longest)]):
-        assert pairs[0].places == max(len(pairs[0].chosen), len(pairs[0].rejected)) - 1
+        assert pairs[0].length == max(len(pairs[0].chosen), len(pairs[0].rejected)) - 1
         found = PairSource(pairs[: 2 if longest > 5 else 1], REFERENCE, limit, 2, PAD, 0)
         assert found.next().tokens.shape == (4, width)
 
 
-def test_whatever_changes_the_batches_changes_the_fingerprint() -> None:
+def test_whatever_changes_the_order_of_pairs_changes_the_fingerprint() -> None:
     others = [
-        source(2), source(seed=6), source(pairs=PAIRS[:6]), source(pairs=[*PAIRS[:6], pair(6, chosen=6)]),
+        source(seed=6), source(pairs=PAIRS[:6]), source(pairs=[*PAIRS[:6], pair(6, chosen=6)]),
         source(pairs=[*PAIRS[:6], pair(6, rejected=6)]), source(pairs=[*PAIRS[:6], pair(6, start=3)]),
         source(pairs=PAIRS[::-1]), PairSource(PAIRS, REFERENCE, 64, 3, 98, 5),
     ]  # fmt: skip
-    assert source().fingerprint == source().fingerprint
+    assert source().fingerprint == source(2).fingerprint
     assert len({s.fingerprint for s in (source(), *others)}) == 1 + len(others)
 
 
@@ -159,12 +173,12 @@ def test_pairs_of_like_length_share_a_batch(monkeypatch: pytest.MonkeyPatch) -> 
     real = collate_pairs
 
     def noting(some: list[EncodedPair], length: int, pad: int) -> Batch:
-        widths.append((length, {p.places for p in some}))
+        widths.append((length, {p.length for p in some}))
         return real(some, length, pad)
 
     monkeypatch.setattr("ikirere.posttrain.dpo.collate_pairs", noting)
     pair_logprobs(decoder(), pairs, PAD)
-    assert [max(places) for _, places in widths] == [length for length, _ in widths]
+    assert [max(lengths) for _, lengths in widths] == [length for length, _ in widths]
     assert len(widths) == 2 and max(widths[0][1]) <= min(widths[1][1]), "eight pairs, then the longer ones"
 
 

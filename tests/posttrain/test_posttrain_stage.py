@@ -25,7 +25,7 @@ from ikirere.posttrain import stage as stages
 from ikirere.posttrain.generate import KINDS
 from ikirere.posttrain.stage import DpoStage, SftStage
 from ikirere.programme.metrics import measure
-from ikirere.programme.stage import StageContext, StageResult
+from ikirere.programme.stage import Continued, StageContext, StageResult
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.schema import Recipe
 from ikirere.serve.load import load_run_model
@@ -221,12 +221,17 @@ def test_training_is_continued_with_other_settings_and_not_with_other_rows(
     def given(*overrides: str) -> StageContext:
         made = context(load_recipe(RECIPE, [*SMALL, *overrides]), run, "sft", said)
         made.folder, made.key, made.accepted = folder, "later", frozenset({""})
+        made.continued = (Continued(4, SftStage().config(recipe)),)
         return made
 
     said: list[str] = []
     SftStage().run(given("sft.steps=6", "sft.batch_size=2", "sft.optimizer.lr=0.0005"))
     assert any("continuing from step-000004" in line for line in said)
-    assert [row["step"] for row in read_rows(folder / "log.jsonl") if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    log = read_rows(folder / "log.jsonl")
+    assert [row["step"] for row in log if "loss" in row] == [1, 2, 3, 4, 5, 6]
+    assert [row["go_on"] for row in log if "loss" not in row] == [
+        {"sft.steps": [4, 6], "sft.batch_size": [4, 2], "sft.optimizer.lr": [0.002, 0.0005]}
+    ]
     with pytest.raises(UserError, match="trained on other conversations"):
         SftStage().run(given("sft.steps=8", "sft.rows=50"))
 

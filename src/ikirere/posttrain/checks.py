@@ -8,16 +8,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from ikirere.common.files import file_sha256, json_sha256
 from ikirere.errors import UserError
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft
-from ikirere.train.optimiser import build_optimizer
+from ikirere.train.optimiser import check_optimizer
 from ikirere.train.parallel import world_of
-from ikirere.train.precision import choose
+from ikirere.train.precision import check_precision
 
 FIRST_ROWS = 100  # of each file: the others are checked when they are encoded
 
@@ -30,15 +27,8 @@ def check_training(recipe: Recipe, name: str, section: Sft | Dpo) -> None:
             f"{name}.sequence_length {section.sequence_length} is beyond model.max_position_embeddings {longest}; "
             "shorten the one or raise the other"
         )
-    if section.precision != "auto":
-        try:
-            choose(section.precision, torch.device("cpu"))
-        except UserError as error:
-            raise UserError(f"{name}.{error}") from None
-    try:
-        build_optimizer(nn.Linear(2, 2), section.optimizer)
-    except ValueError as error:
-        raise UserError(f"{name}.optimizer: {error}") from None
+    check_precision(section.precision, f"{name}.precision")
+    check_optimizer(section.optimizer, f"{name}.optimizer")
     check_batch(name, section.batch_size, world_of(section.parallel).size)
 
 

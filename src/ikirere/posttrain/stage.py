@@ -27,6 +27,7 @@ from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft, Training
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import sandbox
+from ikirere.train.callbacks import changed_settings
 from ikirere.train.loop import Callbacks, Source, TrainSummary, train
 from ikirere.train.objective import CrossEntropy, Objective
 from ikirere.train.parallel import world_of
@@ -92,7 +93,8 @@ class SftStage(Stage):
         source = SftSource(
             encoded, config.sequence_length, config.batch_size, tokenizer.pad, context.seed, world.rank, world.size
         )  # fmt: skip
-        summary = _train(context, model, source, CrossEntropy(), config, config.steps)
+        settings = self.config(context.recipe)
+        summary = _train(context, model, source, CrossEntropy(), config, config.steps, settings)
 
         artifacts = [_save(context, model, tokenizer), TRAIN, HELDOUT, "log.jsonl", TRAINING]
         kept = encode_all(tokenizer, heldout, config.sequence_length, context.say)
@@ -221,7 +223,8 @@ class DpoStage(Stage):
             world.rank, world.size,
         )  # fmt: skip
         objective = Preference(config.beta, config.loss, config.sft_weight)
-        summary = _train(context, model, source, objective, config, config.steps)
+        settings = self.config(context.recipe)
+        summary = _train(context, model, source, objective, config, config.steps, settings)
 
         artifacts = [_save(context, model, tokenizer), PAIRS, HELDOUT_PAIRS, "log.jsonl", TRAINING]
         results = measures.preferences(model, tests, held, reference_held, tokenizer.pad)
@@ -315,11 +318,14 @@ def _train(
     objective: Objective,
     training: Training,
     steps: int,
+    settings: Mapping[str, Any],
 ) -> TrainSummary:
+    before = context.continued[-1].config if context.continued else {}
     callbacks = Callbacks(
         progress=context.progress,
         say=context.say,
         track=context.track,
+        go_on=changed_settings(before, settings) if before else {},
         label=type(training).__name__.lower(),
     )
     return train(
