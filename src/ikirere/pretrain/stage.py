@@ -18,6 +18,7 @@ from ikirere.pretrain.curriculum import CurriculumPhase, phase_at, phases_of, sp
 from ikirere.pretrain.families import FAMILIES
 from ikirere.pretrain.family import Family, Figure
 from ikirere.pretrain.milestones import Milestones
+from ikirere.programme.identity import differences
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import GateStop, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
@@ -25,7 +26,6 @@ from ikirere.recipe.sections import Milestone
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokens.shards import Shard, open_shards
 from ikirere.train import checkpoint
-from ikirere.train.callbacks import changed_settings
 from ikirere.train.loop import Callbacks, TrainSummary, train
 from ikirere.train.parallel import world_of
 
@@ -178,12 +178,10 @@ def _callbacks(
 
     def judge_passed(done: int) -> None:
         """A gate that stopped this training stops it again before the next step, unless it was changed."""
-        for milestone in milestones.all:
-            if milestone.step <= done:
-                context.judge(_at_milestone(context, milestones, milestone))
+        passed = [m for m in milestones.all if m.step <= done]
+        context.judge(metric for m in passed for metric in _at_milestone(context, milestones, m))
 
     every = context.recipe.pretrain.evaluate_every
-    before = context.continued[-1].config if context.continued else {}
     return Callbacks(
         progress=context.progress,
         say=context.say,
@@ -196,9 +194,17 @@ def _callbacks(
         resumed=judge_passed,
         milestones={m.step: m.name for m in milestones.all},
         stops=(GateStop,),
-        go_on=changed_settings(before, PretrainStage().config(context.recipe)) if before else {},
+        go_on=_changes(context),
         label="pretrain",
     )
+
+
+def _changes(context: StageContext) -> dict[str, list[Any]]:
+    """What the last `--go-on` changed: key -> [old, new]."""
+    if not context.continued:
+        return {}
+    old, new = context.continued[-1].config, PretrainStage().config(context.recipe)
+    return {change.key: [change.old, change.new] for change in differences({"config": old}, {"config": new})}
 
 
 def _measure_outdated(

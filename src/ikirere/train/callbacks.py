@@ -86,16 +86,3 @@ class NoBar:
 
     def advance(self, amount: float = 1, **shown: object) -> None:
         """Nothing."""
-
-
-def changed_settings(before: Any, after: Any, key: str = "") -> dict[str, list[Any]]:
-    """Key path -> [old, new] of the plain values that differ; None stands for a key that one side does not have."""
-    if isinstance(before, list) and isinstance(after, list):
-        before, after = dict(enumerate(before)), dict(enumerate(after))
-    if not (isinstance(before, Mapping) and isinstance(after, Mapping)):
-        return {} if before == after else {key: [before, after]}
-    found: dict[str, list[Any]] = {}
-    for name in dict.fromkeys((*before, *after)):
-        inner = f"{key}.{name}" if key else str(name)
-        found |= changed_settings(before.get(name), after.get(name), inner)
-    return found

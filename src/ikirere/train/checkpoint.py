@@ -90,17 +90,15 @@ def save(
     return folder / name_of(step)
 
 
-def prune(folder: Path, keep: int, milestones: bool = False) -> list[Path]:
-    """Removes checkpoints and returns their paths. What stays: the newest `keep` besides those of milestones; the last
-    one of every key, which is where `--go-on` changed the settings; with `milestones` False all those of milestones;
-    and what was set aside."""
+def prune(folder: Path, keep: int) -> None:
+    """Removes checkpoints. What stays: those of milestones and the newest `keep` besides them; the last one of every
+    key, which is where `--go-on` changed the settings; and what was set aside."""
     found = catalogue(folder)
-    ordinary = [c for c in found if milestones or not c.purpose.startswith(MILESTONE)]
-    last = {c.key: c.path for c in found}
-    gone = [c.path for c in ordinary[:-keep] if c.path != last[c.key]]
-    for path in gone:
-        shutil.rmtree(path)
-    return gone
+    ordinary = [info for info in found if not info.purpose.startswith(MILESTONE)]
+    last = {info.key: info.path for info in found}
+    for info in ordinary[:-keep]:
+        if info.path != last[info.key]:
+            shutil.rmtree(info.path)
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
