@@ -174,7 +174,7 @@ def test_other_text_is_measured_from_kept_checkpoints_without_training(
     run(tmp_path, inputs, wanted())
     before = weights(tmp_path)
     monkeypatch.setattr(module.PackedLoader, "at", lambda self, step: pytest.fail("a step"))
-    result, _ = run(tmp_path, inputs, wanted(evaluate_bytes=2000))
+    run(tmp_path, inputs, wanted(evaluate_bytes=2000))
     assert weights(tmp_path) == before
     less = read_rows(tmp_path / "milestones" / "early.jsonl")
     assert 0 < len(less) < len(read_rows(whole / "milestones" / "early.jsonl"))

@@ -21,13 +21,13 @@ from ikirere.posttrain.pairs import PairRow, check_pair, encode_pairs, made_pair
 from ikirere.posttrain.rows import check_conversation, encode_all, read_conversations
 from ikirere.posttrain.sft import SftSource
 from ikirere.posttrain.stage_rows import kept_rows, mixed, sample_documents, shares
+from ikirere.programme.identity import changed_settings
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft, Training
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tools import sandbox
-from ikirere.train.callbacks import changed_settings
 from ikirere.train.loop import Callbacks, Source, TrainSummary, train
 from ikirere.train.objective import CrossEntropy, Objective
 from ikirere.train.parallel import world_of
@@ -320,12 +320,11 @@ def _train(
     steps: int,
     settings: Mapping[str, Any],
 ) -> TrainSummary:
-    before = context.continued[-1].config if context.continued else {}
     callbacks = Callbacks(
         progress=context.progress,
         say=context.say,
         track=context.track,
-        go_on=changed_settings(before, settings) if before else {},
+        go_on=changed_settings(context.continued, settings),
         label=type(training).__name__.lower(),
     )
     return train(

@@ -18,7 +18,7 @@ from ikirere.pretrain.curriculum import CurriculumPhase, phase_at, phases_of, sp
 from ikirere.pretrain.families import FAMILIES
 from ikirere.pretrain.family import Family, Figure
 from ikirere.pretrain.milestones import Milestones
-from ikirere.programme.identity import differences
+from ikirere.programme.identity import changed_settings
 from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import GateStop, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
@@ -194,17 +194,9 @@ def _callbacks(
         resumed=judge_passed,
         milestones={m.step: m.name for m in milestones.all},
         stops=(GateStop,),
-        go_on=_changes(context),
+        go_on=changed_settings(context.continued, PretrainStage().config(context.recipe)),
         label="pretrain",
     )
-
-
-def _changes(context: StageContext) -> dict[str, list[Any]]:
-    """What the last `--go-on` changed: key -> [old, new]."""
-    if not context.continued:
-        return {}
-    old, new = context.continued[-1].config, PretrainStage().config(context.recipe)
-    return {change.key: [change.old, change.new] for change in differences({"config": old}, {"config": new})}
 
 
 def _measure_outdated(

@@ -8,7 +8,7 @@ alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
         for key in dict.fromkeys([*before, *after])
         if before.get(key, _MISSING) != after.get(key, _MISSING)
     ]
+
+
+def changed_settings(continued: Sequence[Continued], config: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """What the last `--go-on` changed, key -> [old, new]; {} where there was none. config: the settings now."""
+    if not continued:
+        return {}
+    found = differences({"config": continued[-1].config}, {"config": config})
+    return {change.key: [change.old, change.new] for change in found}
 
 
 def outputs_digest(artifacts: Iterable[Mapping[str, Any]], outputs: Iterable[str]) -> str:
