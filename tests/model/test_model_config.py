@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ikirere.errors import UserError
-from ikirere.model.config import ModelConfig, expand_pattern
+from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
 from ikirere.recipe.schema import Model
 
@@ -82,40 +82,20 @@ def test_missing_keys_are_named() -> None:
         )
 
 
-@pytest.mark.parametrize(
-    ("pattern", "depth", "kinds"),
-    [
-        ("full", 3, "full full full"),
-        ("kda*3 full", 6, "kda kda kda full kda kda"),
-        ("a  b*2", 4, "a b b a"),
-        ("a*9 b", 2, "a a"),
-        ("a*99999999999999999999", 2, "a a"),
-    ],
-)
-def test_pattern_repeats_to_depth(pattern: str, depth: int, kinds: str) -> None:
-    assert " ".join(expand_pattern(pattern, depth)) == kinds
-
-
-@pytest.mark.parametrize("pattern", ["", "  ", "full*0", "full*-1", "*3", "full,full", "full*", "3*full"])
-def test_pattern_that_cannot_be_read(pattern: str) -> None:
-    with pytest.raises(UserError, match="layer_pattern"):
-        expand_pattern(pattern, 2)
-
-
-@settings(max_examples=60, deadline=None)
-@given(st.text(max_size=20), st.integers(1, 8))
-def test_pattern_gives_depth_names_or_a_user_error(pattern: str, depth: int) -> None:
-    try:
-        assert len(expand_pattern(pattern, depth)) == depth
-    except UserError as error:
-        assert "\n" not in str(error)
+def test_layers_follow_the_pattern_and_a_bad_one_is_a_user_error() -> None:
+    config = ModelConfig.from_dict({**SIZES, "layer_pattern": "kda full", "ffn_pattern": "dense moe"})
+    assert (config.layer_kinds, config.ffn_kinds) == (("kda", "full", "kda"), ("dense", "moe", "dense"))
+    assert config.run_as("window") == ("window",) * 3
+    for key in ("layer_pattern", "ffn_pattern"):
+        with pytest.raises(UserError, match=rf"model\.{key} 'full,full': 'full,full' is no "):
+            Decoder(ModelConfig.from_dict({**SIZES, key: "full,full"}))
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layer_pattern": "rwkv*3 full"}, "no mixer 'rwkv'; accepted are full"),
-        ({"mixers": {"ssm": {}}}, "mixers.ssm: no such mixer; accepted are full"),
+        ({"layer_pattern": "rwkv*3 full"}, "'rwkv' is no mixer of family decoder; accepted are full"),
+        ({"mixers": {"ssm": {}}}, "mixers.ssm: unknown; accepted are full"),
         ({"mixers": {"full": {"window": 3}}}, "mixers.full.window"),
         ({"family": "recursive"}, "accepted is decoder"),
     ],

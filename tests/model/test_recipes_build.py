@@ -32,6 +32,5 @@ def test_model_is_built_and_counted_alike(name: str) -> None:
     model = on_meta(ModelConfig.from_recipe(recipe.model))
     counts = count(recipe.model)
     assert model.num_parameters() == counts.total
-    assert counts.not_built == ()
     if name in NAMED:
         assert abs(counts.total / NAMED[name] - 1) < 0.02

@@ -25,7 +25,6 @@ from ikirere.model.layers.mamba2 import Mamba2
 from ikirere.model.layers.retention import Retention, log_decay
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
-from ikirere.recipe.planner.flops import mixer_forward
 from ikirere.recipe.planner.memory import cache_memory, layer_elements
 from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.rehearse.shape import shrink_model
@@ -158,12 +157,8 @@ def test_planner_counts_states_exactly(
     counted = count(model)
     assert counted.total == built.num_parameters()
     assert counted.hidden_2d == sum(p.numel() for p in built.layers.parameters() if p.ndim == 2)
-    assert counted.not_built == ()
     mixer = built.layers[0].mixer
     assert all(p.ndim <= 2 for p in mixer.parameters())
-    assert mixer_forward(model, "mamba2", 9) == 5 * mixer.sizes.width * state
-    sizes = built.layers[1].mixer.sizes
-    assert mixer_forward(model, "retention", 9) == 5 * sizes.heads * sizes.key * sizes.value
 
 
 def planned_model(name: str, depth: int, **more: Any) -> Model:
@@ -186,7 +181,7 @@ def planned_model(name: str, depth: int, **more: Any) -> Model:
 def test_kept_activations_of_states(name: str, settings_: dict[str, Any], packed: bool) -> None:
     length, batch = 128, 2
     model = planned_model(name, 1, **settings_)
-    counted = sum(layer_elements(model, name, length, packed)) * 4 * batch * length
+    counted = sum(layer_elements(model, name, "dense", length, packed)) * 4 * batch * length
     assert kept_by_a_layer(model, batch, length, packed) == pytest.approx(counted, rel=0.03)
 
 

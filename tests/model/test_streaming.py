@@ -281,7 +281,7 @@ def test_exports_refuse_renumbered_sinks() -> None:
 
 
 def test_words_for_sink_positions() -> None:
-    with pytest.raises(UserError, match=r"model\.mixers\.window\.sink_positions 'moved': accepted are kept"):
+    with pytest.raises(UserError, match=r"window\.sink_positions: got 'moved'; input should be 'kept'"):
         Decoder(streaming(sink_positions="moved"))
     with pytest.raises(ValueError, match=r"mixers\.window\.sink_positions"):
         checked("window", {"sink_positions": "moved"})

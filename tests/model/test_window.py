@@ -132,7 +132,9 @@ def test_parameters_are_counted_and_settings_checked() -> None:
     for width in ("head", "full"):
         shape = model.model_copy(update={"qk_norm_width": width})
         assert Decoder(ModelConfig.from_recipe(shape)).num_parameters() == count(shape).total
-    with pytest.raises(UserError, match=r"model\.mixers\.window: window 0"):
+    with pytest.raises(
+        UserError, match=r"model\.mixers\.window\.window: got 0; input should be greater than 0"
+    ):
         Decoder(config(window=0))
     with pytest.raises(UserError, match=r"model\.mixers\.window\.size: 'window' has no such setting"):
         Decoder(config(size=3))

@@ -187,7 +187,10 @@ def test_parameters_and_active_ones_are_counted() -> None:
     [
         ({"top_k": 9}, r"model\.ffns\.moe\.top_k: 9 of 8 experts"),
         ({"top_k": 1, "normalise_top_k": True}, "the router would learn nothing"),
-        ({"balance": "luck"}, "accepted are aux, bias, none"),
+        (
+            {"balance": "luck"},
+            r"model\.ffns\.moe\.balance: got 'luck'; input should be 'aux', 'bias' or 'none'",
+        ),
         ({"size": 3}, r"model\.ffns\.moe\.size: 'moe' has no such setting"),
     ],
 )

@@ -102,7 +102,7 @@ def test_overrides_set_scalars_lists_and_new_keys() -> None:
         ("name=Not A Name", "name", "matching"),
         ("model.num_attention_heads=3", "model", "256 is not divisible by num_attention_heads 3"),
         ("model.num_key_value_heads=3", "model", "4 is not divisible by num_key_value_heads 3"),
-        ("model.layer_pattern=kdb*3 full", "model", "no mixer kdb; mixers are full"),
+        ("model.layer_pattern=kdb*3 full", "model", "'kdb' is no mixer of family decoder; accepted are full"),
         ("model.layer_pattern=full*x", "model", "is not NAME or NAME*COUNT"),
         ("model.mixers={kda: {head_dm: 3}}", "model", "mixers.kda.head_dm"),
         ("stages=[data, data]", "stages", "each stage once"),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from ikirere.errors import UserError
+from ikirere.recipe import ffns, mixers
 from ikirere.recipe.renamed import translated
 from ikirere.recipe.schema import Model
 
-_ITEM = re.compile(r"([A-Za-z_][\w-]*)(?:\*([1-9]\d*))?")
+T = TypeVar("T")
 _SIZES = (
     "vocab_size",
     "hidden_size",
@@ -100,8 +100,8 @@ class ModelConfig:
         required = {name for name in _SIZES if name != "head_dim"}
         if missing := sorted(required - set(values)):
             raise UserError(f"model: missing key {', '.join(missing)}")
-        mixers = {name: translated(name, given) for name, given in values.get("mixers", {}).items()}
-        return cls(**{**values, "mixers": mixers, "head_dim": values.get("head_dim") or 0})
+        given = {name: translated(name, old) for name, old in values.get("mixers", {}).items()}
+        return cls(**{**values, "mixers": given, "head_dim": values.get("head_dim") or 0})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -110,31 +110,27 @@ class ModelConfig:
 
     @property
     def layer_kinds(self) -> tuple[str, ...]:
-        """The mixer's name of each layer, `num_hidden_layers` long."""
-        return expand_pattern(self.layer_pattern, self.num_hidden_layers)
+        """The mixer's name of each layer, `num_hidden_layers` long. Raises UserError."""
+        return self.run_as(self.layer_pattern)
+
+    def run_as(self, pattern: str) -> tuple[str, ...]:
+        """The mixer's name of each layer under another pattern. Raises UserError."""
+        return _or_user_error(lambda: mixers.layers(pattern, self.num_hidden_layers, self.family))
 
     @property
     def ffn_kinds(self) -> tuple[str, ...]:
-        """The feed-forward kind of each layer, `num_hidden_layers` long."""
-        return expand_pattern(self.ffn_pattern, self.num_hidden_layers, "ffn_pattern")
+        """The feed-forward kind of each layer, `num_hidden_layers` long. Raises UserError."""
+        return _or_user_error(lambda: ffns.layers(self.ffn_pattern, self.num_hidden_layers))
+
+    def check_settings(self) -> None:
+        """Raises UserError for settings that no mixer or feed-forward of the family takes, naming the key."""
+        _or_user_error(lambda: mixers.check(self.mixers, self.family))
+        _or_user_error(lambda: [ffns.settings(name, given) for name, given in self.ffns.items()])
 
 
-def expand_pattern(pattern: str, depth: int, key: str = "layer_pattern") -> tuple[str, ...]:
-    """Repeats a layer pattern to `depth` layers: ("kda*3 full", 6) -> kda kda kda full kda kda.
-
-    A pattern is mixer names parted by spaces, each with an optional `*count`. Raises UserError for
-    anything else. Names are not looked up here: `layers.mixers` knows which exist.
-    """
-    names: list[str] = []
-    for item in pattern.split():
-        match = _ITEM.fullmatch(item)
-        if match is None:
-            raise UserError(
-                f"model.{key} {pattern!r}: cannot read {item!r}; write mixer names with optional "
-                "counts, such as 'full' or 'kda*3 full'"
-            )
-        # A count above the depth adds nothing, and would cost memory.
-        names += [match[1]] * min(int(match[2] or 1), depth)
-    if not names:
-        raise UserError(f"model.{key} is empty; write mixer names, such as 'full' or 'kda*3 full'")
-    return tuple(names[i % len(names)] for i in range(depth))
+def _or_user_error(read: Callable[[], T]) -> T:
+    """A recipe's ValueError as the model's error."""
+    try:
+        return read()
+    except ValueError as error:
+        raise UserError(f"model.{error}") from None

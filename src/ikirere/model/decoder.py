@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache
-from ikirere.model.config import ModelConfig, expand_pattern
+from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffns import ffns_of
 from ikirere.model.layers.mixer import ForwardContext, Linear
 from ikirere.model.layers.mixers import mixers_of
@@ -88,7 +88,7 @@ class Decoder(Network):
 
         Raises UserError, and changes nothing, for a layer that cannot run so.
         """
-        names = expand_pattern(pattern, len(self.layers))
+        names = self.config.run_as(pattern)
         for layer, (name, ways) in enumerate(zip(names, self._specs)):
             if name not in ways:
                 raise UserError(
@@ -233,10 +233,7 @@ class Decoder(Network):
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
         cache.check(self.config)
         own = self.config.layer_pattern
-        if (
-            self.attention != own
-            and expand_pattern(self.attention, len(self.layers)) != self.config.layer_kinds
-        ):
+        if self.attention != own and self.config.run_as(self.attention) != self.config.layer_kinds:
             raise ValueError(f"the model runs as {self.attention!r}; a cache is for its own pattern, {own!r}")
         step = cache.plan((batch, length), rows, counts)
         if positions is None:

@@ -15,7 +15,6 @@ from torch.nn.utils import skip_init
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffns import ffns_of
-from ikirere.model.layers.kda import KimiDeltaAttention
 from ikirere.model.layers.mixer import ForwardContext, Linear, settings_of
 from ikirere.model.layers.mixers import mixers_of
 from ikirere.model.layers.mlp import PositionMlp
@@ -43,7 +42,7 @@ class CoreBlock(nn.Module):
         self.eps = config.rms_norm_eps
         self.mixer = mixers_of(config)[layer](config, config.mixers.get(kind, {}))
         self.ffn = ffns_of(config)[layer](config, config.ffns.get(ffn_kind, {}))
-        self.both_ways = both_ways and isinstance(self.mixer, KimiDeltaAttention)
+        self.both_ways = both_ways and recipe.MIXERS[kind].one_direction
         # As published, the network over positions is followed by a norm over positions.
         self.axis = 1 if isinstance(self.mixer, PositionMlp) else 2
 

@@ -68,18 +68,22 @@ class Model(Section):
     @property
     def layers(self) -> tuple[str, ...]:
         """The mixer of each layer."""
-        return _mixers.layers(self.layer_pattern, self.num_hidden_layers)
+        return self.run_as(self.layer_pattern)
 
     @property
     def ffn_kinds(self) -> tuple[str, ...]:
         """The feed-forward kind of each layer."""
-        return _ffns.kinds(self.ffn_pattern, self.num_hidden_layers)
+        return _ffns.layers(self.ffn_pattern, self.num_hidden_layers)
 
-    def ffn(self, name: str) -> Section:
+    def run_as(self, pattern: str) -> tuple[str, ...]:
+        """The mixer of each layer under another pattern. Raises ValueError."""
+        return _mixers.layers(pattern, self.num_hidden_layers, self.family)
+
+    def ffn(self, name: str) -> _ffns.FeedForwardSection:
         """Settings of a feed-forward kind, defaults where the recipe gives none."""
         return _ffns.settings(name, self.ffns.get(name, {}))
 
-    def mixer(self, name: str) -> Section:
+    def mixer(self, name: str) -> _mixers.MixerSection:
         """Settings of a mixer, defaults where the recipe gives none."""
         return _mixers.settings(name, self.mixers.get(name, {}))
 
@@ -97,12 +101,11 @@ class Model(Section):
             )
         if self.head_size % 2:
             raise ValueError(f"head_dim {self.head_size} is odd; RoPE turns pairs")
-        _mixers.period(self.layer_pattern)
-        _ffns.kinds(self.ffn_pattern, self.num_hidden_layers)
+        _mixers.period(self.layer_pattern, self.family)
+        _ffns.layers(self.ffn_pattern, self.num_hidden_layers)
         for name, values in self.ffns.items():
             _ffns.settings(name, values)
-        for name, values in self.mixers.items():
-            _mixers.settings(name, values)
+        _mixers.check(self.mixers, self.family)
         return self
 
 
@@ -147,7 +150,7 @@ class Recipe(Section):
         for i, phase in enumerate(self.pretrain.phases):
             if phase.attention is not None:
                 try:
-                    _mixers.period(phase.attention)
+                    _mixers.period(phase.attention, self.model.family)
                 except ValueError as error:
                     raise ValueError(f"pretrain.phases.{i}.attention: {error}") from None
             if missing := sorted(set(phase.mixture) - domains):

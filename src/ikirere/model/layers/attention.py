@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -63,14 +63,6 @@ class KVState:
 class Attention(Mixer):
     """What full and windowed attention share: projections, with or without RoPE, optional RMSNorm on queries and keys,
     an optional learned sink."""
-
-    settings: ClassVar[tuple[str, ...]] = (
-        "rope",
-        "rope_theta",
-        "rope_scaling",
-        "original_max_position_embeddings",
-        "learned_sinks",
-    )
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)

@@ -16,8 +16,6 @@ from ikirere.model.layers.mixer import ForwardContext, Linear
 class FeedForward(nn.Module):
     """Base of all feed-forward kinds: x [B, T, hidden_size] -> the same shape, each place by itself."""
 
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Names accepted below `model.ffns.<name>` of a recipe."""
     residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
     """Matrices that write into the residual stream; they start smaller."""
     auxiliary: Tensor | None = None

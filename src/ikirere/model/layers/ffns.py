@@ -1,11 +1,9 @@
-"""The feed-forward kinds a pattern may name: one line each."""
+"""The layers of the feed-forward kinds that `recipe.ffns` knows: one line each."""
 
 from __future__ import annotations
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffn import FeedForward, SwiGLU
-from ikirere.model.layers.mixer import check_settings
 from ikirere.model.layers.moe import MixtureOfExperts
 
 FFNS: dict[str, type[FeedForward]] = {
@@ -15,14 +13,6 @@ FFNS: dict[str, type[FeedForward]] = {
 
 
 def ffns_of(config: ModelConfig) -> list[type[FeedForward]]:
-    """The feed-forward kind of each layer. Raises UserError for names that `FFNS` does not hold."""
-    accepted = f"accepted are {', '.join(FFNS)}"
-    if unknown := sorted(set(config.ffn_kinds) - set(FFNS)):
-        raise UserError(
-            f"model.ffn_pattern {config.ffn_pattern!r}: no feed-forward {unknown[0]!r}; {accepted}"
-        )
-    for name, settings in config.ffns.items():
-        if name not in FFNS:
-            raise UserError(f"model.ffns.{name}: no such feed-forward; {accepted}")
-        check_settings(name, settings, FFNS[name].settings, "ffns")
+    """The feed-forward kind of each layer. Raises UserError for names and settings that are not known."""
+    config.check_settings()
     return [FFNS[kind] for kind in config.ffn_kinds]

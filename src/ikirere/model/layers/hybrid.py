@@ -98,7 +98,6 @@ class HybridAttention(Attention):
     positions that are not scaled, for phases of training at shorter lengths. The weights are those of full attention
     and `summary_query` [kv_heads * head_dim]."""
 
-    settings = tuple(recipe.Hybrid.model_fields)
     runs_as: ClassVar[tuple[str, ...]] = ("full",)
     mode = "hybrid"
     auxiliary_name = "selection_loss"

@@ -76,7 +76,6 @@ class KimiDeltaAttention(Mixer):
     head_dim] themselves, also after `.to(bfloat16)`: their rounding would add up over every token.
     """
 
-    settings = tuple(recipe.Kda.model_fields)
     keep_fp32 = ("A_log", "dt_bias")
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:

@@ -39,7 +39,6 @@ class Mamba2(Mixer):
     A_log, dt_bias and D [heads] themselves, also after `.to(bfloat16)`.
     """
 
-    settings = tuple(recipe.Mamba2.model_fields)
     residual_projections = ("out_proj",)
     keep_fp32 = ("A_log", "dt_bias", "D")
 

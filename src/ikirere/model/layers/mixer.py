@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, Self, TypeVar
 
@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.rope import RopeSpec
-from ikirere.recipe import mixers as recipe
-from ikirere.recipe.section import Section
+from ikirere.recipe.section import Section, checked
 
 
 class Linear(nn.Linear):
@@ -90,8 +89,6 @@ class Mixer(nn.Module):
     state must continue what earlier passes left there, so that splitting a sequence changes nothing.
     """
 
-    settings: ClassVar[tuple[str, ...]] = ()
-    """Names accepted below `model.mixers.<name>` of a recipe."""
     residual_projections: ClassVar[tuple[str, ...]] = ("o_proj",)
     """Matrices that write into the residual stream; they start smaller."""
     keep_fp32: ClassVar[tuple[str, ...]] = ()
@@ -154,24 +151,13 @@ class Mixer(nn.Module):
         return self
 
 
-def check_settings(
-    name: str, given: Iterable[str], accepted: tuple[str, ...], section: str = "mixers"
-) -> None:
-    """Raises UserError for a key below `model.<section>.<name>` that the part does not know."""
-    if unknown := sorted(set(given) - set(accepted)):
-        known = f"accepted are {', '.join(accepted)}" if accepted else "it takes none"
-        raise UserError(f"model.{section}.{name}.{unknown[0]}: {name!r} has no such setting; {known}")
-
-
 S = TypeVar("S", bound=Section)
 
 
-def settings_of(kind: type[S], name: str, given: Mapping[str, Any]) -> S:
-    """The checked settings of the mixer `name`, of the class `kind`, defaults filled in. Raises UserError naming the key of
-    one that cannot be."""
+def settings_of(kind: type[S], name: str, given: Mapping[str, Any], key: str = "mixers") -> S:
+    """The checked settings of the part `name` below `model.KEY`, of the class `kind`, defaults filled in. Raises UserError
+    naming the key of one that cannot be."""
     try:
-        found = recipe.settings(name, dict(given))
+        return checked(key, {name: kind}, name, given)
     except ValueError as error:
         raise UserError(f"model.{error}") from None
-    assert isinstance(found, kind)
-    return found

@@ -64,8 +64,6 @@ class LatentAttention(Mixer):
     held token out of it. Longer passes expand, where that takes fewer operations.
     """
 
-    settings = tuple(recipe.Mla.model_fields)
-
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         if config.qk_norm:

@@ -22,7 +22,6 @@ class PositionMlp(Mixer):
     UserError, as other lengths do: a weight belongs to a place.
     """
 
-    settings = tuple(recipe.Mlp.model_fields)
     residual_projections = ("down_proj",)
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:

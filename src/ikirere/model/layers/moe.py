@@ -12,12 +12,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.ffn import FeedForward
-from ikirere.model.layers.mixer import ForwardContext, Linear
-
-BALANCES = ("aux", "bias", "none")
+from ikirere.model.layers.mixer import ForwardContext, Linear, settings_of
+from ikirere.recipe.ffns import Moe
 
 
 class Experts(nn.Module):
@@ -45,34 +43,16 @@ class MixtureOfExperts(FeedForward):
     """
 
     auxiliary_name = "router_loss"
-    settings = (
-        "num_experts", "top_k", "expert_size", "normalise_top_k", "balance", "aux_weight", "router_z_weight",
-        "bias_rate", "capacity_factor",
-    )  # fmt: skip
     bias: Tensor
     load: Tensor
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
-        self.experts, self.top_k = settings.get("num_experts", 8), settings.get("top_k", 2)
-        size = settings.get("expert_size") or config.intermediate_size
-        self.normalise = settings.get("normalise_top_k", self.top_k > 1)
-        self.balance = settings.get("balance", "aux")
-        self.aux_weight = settings.get("aux_weight", 0.01)
-        self.z_weight = settings.get("router_z_weight", 0.001)
-        self.bias_rate = settings.get("bias_rate", 0.001)
-        self.capacity = settings.get("capacity_factor")
-        key = "model.ffns.moe"
-        if not 1 <= self.top_k <= self.experts:
-            raise UserError(
-                f"{key}.top_k: {self.top_k} of {self.experts} experts; 1 to {self.experts} are accepted"
-            )
-        if self.top_k == 1 and self.normalise:
-            raise UserError(
-                f"{key}.normalise_top_k: with top_k 1 the router would learn nothing; set it to false"
-            )
-        if self.balance not in BALANCES:
-            raise UserError(f"{key}.balance: {self.balance!r}; accepted are {', '.join(BALANCES)}")
+        moe = settings_of(Moe, "moe", settings, "ffns")
+        self.experts, self.top_k, self.capacity = moe.num_experts, moe.top_k, moe.capacity_factor
+        self.normalise, self.balance, self.bias_rate = moe.normalises, moe.balance, moe.bias_rate
+        self.aux_weight, self.z_weight = moe.aux_weight, moe.router_z_weight
+        size = moe.expert_size or config.intermediate_size
         self.router = Linear(config.hidden_size, self.experts)
         self.gate_proj = Experts(self.experts, config.hidden_size, size)
         self.up_proj = Experts(self.experts, config.hidden_size, size)

@@ -39,8 +39,6 @@ class Retention(Mixer):
     given, and all else is matrices and a norm. State and norm are fp32 whatever the weights are.
     """
 
-    settings = tuple(recipe.Retention.model_fields)
-
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
         self.sizes = s = _checked(settings).sizes(config.num_attention_heads, config.head_dim)

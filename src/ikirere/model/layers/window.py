@@ -21,12 +21,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers.attention import Attention, attend
 from ikirere.model.layers.conv import single
-from ikirere.model.layers.mixer import CacheStep, ForwardContext
+from ikirere.model.layers.mixer import CacheStep, ForwardContext, settings_of
 from ikirere.model.layers.rope import RopeSpec, rotate
+from ikirere.recipe import mixers as recipe
 
 _BLOCK = 128
 """Fewest queries of a block: smaller ones cost more in calls than they save."""
@@ -100,22 +100,25 @@ class WindowState:
 class WindowAttention(Attention):
     """Token i sees token j of its document when i - window < j <= i, or j is one of the document's first `sinks`."""
 
-    settings = ("window", "sinks", "sink_positions", *Attention.settings)
-
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__(config, settings)
-        self.window, self.sinks = window_of(settings)
-        self.renumbered = self.uses_rope and renumbered(settings)
+        w = window_settings(settings)
+        self.window, self.sinks = w.window, w.sinks
+        self.renumbered = self.uses_rope and w.sink_positions == "renumbered"
 
     @classmethod
     def rope(cls, config: ModelConfig, settings: Mapping[str, Any]) -> RopeSpec | None:
         spec = super().rope(config, settings)
-        return replace(spec, last=sum(window_of(settings)) - 1) if spec and renumbered(settings) else spec
+        w = window_settings(settings)
+        return (
+            replace(spec, last=w.window + w.sinks - 1) if spec and w.sink_positions == "renumbered" else spec
+        )
 
     @classmethod
     def unbounded(cls, config: ModelConfig, settings: Mapping[str, Any]) -> bool:
-        fits = sum(window_of(settings)) <= config.max_position_embeddings
-        return not settings.get("rope", True) or (renumbered(settings) and fits)
+        w = window_settings(settings)
+        fits = w.window + w.sinks <= config.max_position_embeddings
+        return not w.rope or (w.sink_positions == "renumbered" and fits)
 
     @property
     def needs_mask(self) -> bool:
@@ -189,28 +192,15 @@ class WindowAttention(Attention):
     def new_state(
         cls, config: ModelConfig, batch: int, capacity: int, dtype: torch.dtype, device: torch.device
     ) -> WindowState:
-        window, sinks = window_of(config.mixers.get("window", {}))
-        window, sinks = min(window, capacity), min(sinks, capacity)
+        w = window_settings(config.mixers.get("window", {}))
+        window, sinks = min(w.window, capacity), min(w.sinks, capacity)
         shape = (batch, config.num_key_value_heads, window + sinks, config.head_dim)
         return WindowState(shape, window, sinks, dtype, device)
 
 
-def window_of(settings: Mapping[str, Any]) -> tuple[int, int]:
-    """Window and sinks in tokens. Raises UserError for a window below 1 and for negative sinks."""
-    window, sinks = settings.get("window", 8192), settings.get("sinks", 0)
-    if window < 1 or sinks < 0:
-        raise UserError(
-            f"model.mixers.window: window {window} and sinks {sinks}; at least 1 and 0 tokens are needed"
-        )
-    return window, sinks
-
-
-def renumbered(settings: Mapping[str, Any]) -> bool:
-    """Whether sinks are. Raises UserError for another word than kept or renumbered."""
-    word = settings.get("sink_positions", "kept")
-    if word not in ("kept", "renumbered"):
-        raise UserError(f"model.mixers.window.sink_positions {word!r}: accepted are kept, renumbered")
-    return bool(word == "renumbered")
+def window_settings(settings: Mapping[str, Any]) -> recipe.Window:
+    """Raises UserError naming the key of a setting that cannot be."""
+    return settings_of(recipe.Window, "window", settings)
 
 
 def window_attend(

@@ -7,19 +7,10 @@ MB = 2**20
 # Bytes per element.
 FP32, HALF, FP8 = 4, 2, 1
 
-# Activations that autograd keeps per token and layer, in elements. Counted exactly with
-# torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes (residual of the fit: 0).
-# Norms work in fp32; the rest follows the precision of the matrix products.
+# Activations that autograd keeps per token and layer for the norms, in fp32 elements; mixers and feed-forwards count their
+# own. Counted exactly with torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes.
 NORM_PER_HIDDEN = 4  # two norms: input, output
-QUERY_COPIES = 2  # rotated query, attention's output
-KEY_VALUE_COPIES = 2  # rotated key, value
-FEED_FORWARD_COPIES = 4  # gate, up, silu(gate), their product
-PER_HEAD = 1  # log-sum-exp of attention
 PER_TOKEN = 2  # reciprocal root of each norm
-QK_NORM_COPIES = 1  # a further copy of query and key where they are normed, and one root per head
-# A row that packs several documents needs a mask; attention keeps it as fp32 per layer: one element per
-# token and token seen.
-MASK_PER_PAIR = 1
 
 # The backward pass of one layer holds gradients of its widest intermediates beside what is kept:
 # gate, up and product of the feed-forward at once.
@@ -30,29 +21,6 @@ BACKWARD_FEED_FORWARD = 3
 LOGITS_CHUNK_CPU, LOGITS_CHUNK_CARD, LOGITS_LEAST_ROWS = 1 << 24, 1 << 28, 256
 # With autocast a chunk's logits and their gradient stand beside the fp32 ones in half precision.
 LOGITS_CARD_COPIES = 2
-
-# KDA's chunked form keeps, in fp32: head widths (convolutions' inputs and outputs, decays, what chunks read, erase and
-# write, values, gate, norm), squares of one chunk per head, scales per head, and a state per head and chunk.
-# Counted the same way over 8 shapes (largest error 2%, rows of whole chunks).
-KDA_COPIES = 22
-KDA_SQUARES = 4
-KDA_PER_HEAD = 5
-
-# Hybrid attention keeps of each token and key-value head: logit and weight in its block's summary; of each token
-# three numbers that say where its window begins and which blocks lie before it. Counted the same way.
-HYBRID_PER_KEY_HEAD = 2
-HYBRID_PER_TOKEN = 3
-
-# Scalar decays keep one square per head and a state per head and chunk, and of each token: Mamba-2 inner widths beside
-# its projection and convolution's input (output of the convolution, what is written, read, gated and normed), keys and
-# queries of each group, scales per head; retention values likewise, two keys and scales. Counted over 12 shapes
-# (largest error 1%, rows of whole chunks). Packed rows add where documents begin.
-MAMBA2_COPIES = 10
-MAMBA2_STATE_COPIES = 6
-MAMBA2_PER_HEAD = 5
-RETENTION_VALUE_COPIES = 6
-RETENTION_PER_HEAD = 4
-DOCUMENT_PLACES = 2
 
 # Resident size of a Python process that has imported torch with distributed checkpoints, pyarrow, tokenizers,
 # transformers' configuration and rich, before any work: `resource.getrusage` on Linux, 331 MiB.

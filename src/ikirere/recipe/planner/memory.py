@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ikirere.recipe.mixers import Hybrid, Kda, Mamba2, Mla, Recursive, Retention, Window, layers
+from ikirere.recipe.mixers import family_of
 from ikirere.recipe.planner import constants as c
 from ikirere.recipe.planner.counts import Counts, count
-from ikirere.recipe.planner.flops import mean_blocks
 from ikirere.recipe.planner.hardware import Device
 from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.sections import Optimizer, Training
@@ -59,62 +58,11 @@ def optimizer_bytes(counts: Counts, optimizer: Optimizer) -> float:
     return c.FP32 * (2 * (counts.total - muon) + muon)
 
 
-def layer_elements(m: Model, name: str, length: int, packed: bool) -> tuple[float, float]:
+def layer_elements(m: Model, mixer: str, ffn: str, length: int, packed: bool) -> tuple[float, float]:
     """(fp32 elements, elements in working precision) that one layer keeps per token for the backward pass."""
-    q, kv = m.num_attention_heads * m.head_size, m.num_key_value_heads * m.head_size
-    heads = m.num_attention_heads
-    norms = float(c.NORM_PER_HIDDEN * m.hidden_size + c.PER_TOKEN)
-    inner = float(c.FEED_FORWARD_COPIES * m.intermediate_size)
-    if name == "kda":
-        k = m.mixer("kda")
-        assert isinstance(k, Kda)
-        heads, rank = k.num_heads or heads, k.gate_rank or k.head_dim
-        norms += heads * (c.KDA_COPIES * k.head_dim + c.KDA_SQUARES * k.chunk_size + c.KDA_PER_HEAD)
-        norms += heads * k.head_dim * k.head_dim / k.chunk_size
-        if packed:  # which pairs are of one document, and one square that it masks
-            norms += (heads + 1) * k.chunk_size
-        return norms, inner + heads * k.head_dim + 2 * rank
-    if name == "mla":
-        latent = m.mixer("mla")
-        assert isinstance(latent, Mla)
-        s = latent.sizes(m.head_size)
-        key, widest = s.nope + s.shared, max(s.nope + s.shared, s.value)
-        norms += c.PER_HEAD * heads + 1 + s.rank + s.shared + (c.MASK_PER_PAIR * length if packed else 0)
-        # Query, key and output at the kernel's width; value, padded or as it lies beside the keys; the latent.
-        inner += heads * (3 * widest + (key + s.value if s.value < key else s.nope + s.value))
-        inner += s.rank + s.shared + 2 * s.query_rank
-        return norms, inner
-    if name == "mamba2":
-        mamba = m.mixer("mamba2")
-        assert isinstance(mamba, Mamba2)
-        w = mamba.sizes(m.hidden_size)
-        norms += c.MAMBA2_COPIES * w.width + w.heads * (c.MAMBA2_PER_HEAD + w.chunk) + w.groups
-        norms += c.MAMBA2_STATE_COPIES * w.groups * w.state + w.width * w.state / w.chunk
-        norms += (w.width if w.groups > 1 else 0) + (c.DOCUMENT_PLACES if packed else 0)
-        return norms, inner + w.width + w.channels + w.heads
-    if name == "retention":
-        retention = m.mixer("retention")
-        assert isinstance(retention, Retention)
-        t = retention.sizes(heads, m.head_size)
-        norms += t.heads * (c.RETENTION_VALUE_COPIES * t.value + 2 * t.key + c.RETENTION_PER_HEAD + t.chunk)
-        norms += t.heads * t.key * t.value / t.chunk + (c.DOCUMENT_PLACES if packed else 0)
-        return norms, inner + 2 * t.heads * t.value
-    inner += c.QUERY_COPIES * q + c.KEY_VALUE_COPIES * kv
-    norms += c.PER_HEAD * heads
-    if m.qk_norm:
-        norms += c.QK_NORM_COPIES * (q + kv) + heads + m.num_key_value_heads
-    if name == "hybrid":
-        h = m.mixer("hybrid")
-        assert isinstance(h, Hybrid)
-        # Keys before they are turned; summaries. Logits, their weights, logarithms; who chose which block; where each
-        # token looks. No mask: documents are told by numbers.
-        inner += kv + 2 * kv / h.block_size
-        norms += c.HYBRID_PER_KEY_HEAD * m.num_key_value_heads + c.HYBRID_PER_TOKEN
-        blocks = mean_blocks(length, h.window, h.block_size, h.top_k)
-        return norms + m.num_key_value_heads * blocks, inner
-    if packed:
-        norms += c.MASK_PER_PAIR * length
-    return norms, inner
+    own = m.mixer(mixer).activation_elements(m, length, packed)
+    more = m.ffn(ffn).activation_elements(m, length, packed)
+    return c.NORM_PER_HIDDEN * m.hidden_size + c.PER_TOKEN + own[0] + more[0], own[1] + more[1]
 
 
 def activation_bytes(
@@ -122,17 +70,23 @@ def activation_bytes(
 ) -> float:
     """Bytes kept for the backward pass of `tokens` tokens on one device, at its highest."""
     half = c.FP32 if precision == "fp32" else c.HALF
-    names = layers(pattern, m.num_hidden_layers) if pattern else m.layers
+    both = family_of(m).both_directions
+    layers = list(zip(m.run_as(pattern or m.layer_pattern), m.ffn_kinds))
 
-    def bytes_of(name: str) -> float:
-        single, working = layer_elements(m, name, length, packed)
+    def bytes_of(single: float, working: float) -> float:
         return c.FP32 * single + half * working
 
-    widest = max(bytes_of(name) for name in names)
-    backward = half * c.BACKWARD_FEED_FORWARD * m.intermediate_size
+    kept = [bytes_of(*layer_elements(m, *layer, length, packed)) for layer in layers]
+    backward = half * c.BACKWARD_FEED_FORWARD * max(m.ffn(kind).width(m) for _, kind in layers)
     if checkpointing:  # each layer's input, one layer opened again, and the one before it not yet freed
-        return tokens * (len(names) * c.FP32 * m.hidden_size + 2 * widest + backward)
-    return tokens * (sum(bytes_of(name) for name in names) + backward)
+        total = len(layers) * c.FP32 * m.hidden_size + 2 * max(kept) + backward
+    else:
+        total = sum(kept) + backward
+    for name, _ in layers:  # the second direction
+        if both and m.mixer(name).one_direction:
+            single, working = m.mixer(name).activation_elements(m, length, packed)
+            total += bytes_of(single + c.PER_TOKEN, working)
+    return tokens * total
 
 
 def logits_bytes(m: Model, tokens: int, cpu: bool) -> float:
@@ -146,18 +100,6 @@ def logits_bytes(m: Model, tokens: int, cpu: bool) -> float:
 def _weights(counts: Counts, precision: str) -> float:
     """fp32 master weights, and the copy that the matrix products read."""
     return counts.total * (c.FP32 + {"fp32": 0, "fp8": c.FP8}.get(precision, c.HALF))
-
-
-def _reversed(m: Model, length: int, precision: str, packed: bool) -> float:
-    """Bytes per token that KDA layers keep of their second direction, what is not theirs taken out."""
-    half = c.FP32 if precision == "fp32" else c.HALF
-    inner, norms = c.FEED_FORWARD_COPIES * m.intermediate_size, c.NORM_PER_HIDDEN * m.hidden_size
-    total = 0.0
-    for name in m.layers:
-        if name == "kda":
-            single, working = layer_elements(m, name, length, packed)
-            total += c.FP32 * (single - norms) + half * (working - inner)
-    return total
 
 
 def _training(
@@ -176,7 +118,7 @@ def _training(
     micro = training.micro_batch_size or sequences
     tokens = micro * length // context_parallel
     packed = device.is_cpu  # cards run variable-length kernels, which need no mask
-    recursive = recipe.model.family == "recursive"
+    family = family_of(recipe.model)
     activations = activation_bytes(
         recipe.model,
         pattern,
@@ -186,18 +128,10 @@ def _training(
         training.activation_checkpointing,
         packed,
     )
-    kept = 0.0
-    if recursive:  # only the last cycle keeps a graph: n+1 calls of the core, in which KDA runs both ways
-        settings = recipe.model.mixer("recursive")
-        assert isinstance(settings, Recursive)
-        if settings.bidirectional:
-            activations += _reversed(recipe.model, length, precision, packed) * tokens
-        activations *= settings.inner_updates + 1
-        # The average of the weights, and y and z of every row that is carried.
-        places = sequences * (length + settings.puzzle_tokens)
-        kept = c.FP32 * (counts.total + 2 * places * recipe.model.hidden_size)
+    activations *= family.training_passes[1]  # those whose graph is kept
+    carried = c.FP32 * family.training_elements(recipe.model, counts.total, sequences, length)
     parts = {
-        "weights": _weights(counts, precision) / share + kept,
+        "weights": _weights(counts, precision) / share + carried,
         "gradients": counts.total * c.FP32 / share,
         "optimizer": optimizer_bytes(counts, training.optimizer) / share,
         "activations": activations,
@@ -246,44 +180,8 @@ def training_memory(recipe: Recipe, device: Device) -> list[Memory]:
 
 
 def cache_memory(recipe: Recipe) -> Cache:
-    """Keys and values at the served context. Windows keep their window, latent attention its latents, hybrid
-    attention summaries and the logits of one block too, KDA, Mamba-2 and
-    retention a fixed fp32 state."""
+    """The decode state at the served context."""
     m, serve = recipe.model, recipe.serve
     context = serve.max_model_len or m.max_position_embeddings
-    width = 2 * m.num_key_value_heads * m.head_size * serve.kv_cache_bits / 8
-    total = 0.0
-    for name in m.layers:
-        if name == "kda":
-            k = m.mixer("kda")
-            assert isinstance(k, Kda)
-            heads = k.num_heads or m.num_attention_heads
-            state = heads * k.head_dim * k.head_dim + 3 * heads * k.head_dim * (k.conv_size - 1)
-            total += state * c.FP32
-        elif name == "mamba2":
-            mamba = m.mixer("mamba2")
-            assert isinstance(mamba, Mamba2)
-            s2 = mamba.sizes(m.hidden_size)
-            total += (s2.width * s2.state + s2.channels * (s2.conv_size - 1)) * c.FP32
-        elif name == "retention":
-            retention = m.mixer("retention")
-            assert isinstance(retention, Retention)
-            r = retention.sizes(m.num_attention_heads, m.head_size)
-            total += r.heads * r.key * r.value * c.FP32
-        elif name == "mla":
-            latent = m.mixer("mla")
-            assert isinstance(latent, Mla)
-            s = latent.sizes(m.head_size)
-            total += (s.rank + s.shared) * serve.kv_cache_bits / 8 * context
-        elif name == "window":
-            w = m.mixer("window")
-            assert isinstance(w, Window)
-            total += width * min(context, w.window + w.sinks)
-        elif name == "hybrid":
-            h = m.mixer("hybrid")
-            assert isinstance(h, Hybrid)
-            total += width * (context + -(-context // h.block_size))
-            total += m.num_key_value_heads * min(h.block_size, context) * c.FP32
-        else:
-            total += width * context
+    total = sum(m.mixer(name).state_bytes(m, context, serve.kv_cache_bits) for name in m.layers)
     return Cache(context, serve.kv_cache_bits, total, serve.max_num_seqs)

