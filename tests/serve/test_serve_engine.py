@@ -35,8 +35,8 @@ def naive(model: Decoder, prompt: list[int], count: int, banned: tuple[int, ...]
     return ids[len(prompt) :]
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8])
-def test_greedy_equals_whole_forward_passes(slots: int) -> None:
+@pytest.mark.parametrize("max_num_seqs", [1, 3, 8])
+def test_greedy_equals_full_forwards(max_num_seqs: int) -> None:
     model, tokenizer = small_model(), small_tokenizer()
     ends = (tokenizer.end, tokenizer.eos)
     asked = prompts(7, 60)
@@ -44,7 +44,7 @@ def test_greedy_equals_whole_forward_passes(slots: int) -> None:
     requests = [
         Request(prompt, length, chat=False, ignore_end=True) for prompt, length in zip(asked, lengths)
     ]
-    done = Engine(model, tokenizer, max_num_seqs=slots).generate(requests)
+    done = Engine(model, tokenizer, max_num_seqs=max_num_seqs).generate(requests)
     for prompt, length, completion in zip(asked, lengths, done):
         assert completion.ids == naive(model, prompt, length, ends)
         assert (completion.finish_reason, completion.sampled) == ("length", length)
@@ -179,7 +179,7 @@ def test_leaving_a_stream_aborts_it() -> None:
     assert not engine.busy
 
 
-def test_completions_are_told_as_they_end() -> None:
+def test_completions_are_reported_as_they_end() -> None:
     engine = Engine(small_model(), small_tokenizer(), max_num_seqs=2)
     told: dict[int, Completion] = {}
     asked = [Request([20 + i], 1 + 5 * i, chat=False, ignore_end=True) for i in range(4)]

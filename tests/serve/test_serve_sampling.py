@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 sys.path.insert(0, str(Path(__file__).parent))
 from scripted_model import ids_of, small_tokenizer
 
+from ikirere.errors import UserError
+from ikirere.serve.engine.request import Request
 from ikirere.serve.engine.sampling import RowSettings, constrain, sample, token_logprobs
 from ikirere.serve.engine.turn_parser import StopStrings, TurnParser
 from ikirere.tokenizer.assistant_parser import parse_assistant
@@ -118,6 +120,23 @@ def test_settings_at_their_ends() -> None:
     assert one(0.99, top_k=2, top_p=0.58) == 1
     assert sample(logits, [RowSettings(0.5, uniform=0.52)]) == [0], "0.16 of 0.30"
     assert sample(logits, [RowSettings(0.5, uniform=0.54)]) == [1]
+
+
+def test_temperatures_at_their_ends() -> None:
+    logits = torch.tensor([[1.0, 3.0, -2.0, 2.999], [-1e4, 1e4, 0.0, -math.inf]])
+    for cold in (5e-324, 1e-300, 1e-9):
+        for uniform in (0.0, 0.5, 1 - 1e-12):
+            rows = [RowSettings(cold, uniform=uniform), RowSettings(cold, uniform=uniform, banned=(1,))]
+            assert sample(logits, rows) == [1, 2]
+    hot = [RowSettings(1e300, uniform=u) for u in (0.1, 0.3, 0.6, 0.9)]
+    assert sorted(sample(logits[:1].repeat(4, 1), hot)) == [0, 1, 2, 3], "all are equally probable"
+    assert sample(logits[1:], [RowSettings(1e300, uniform=1 - 1e-12)]) != [3], "but not what cannot be"
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.inf, math.nan])
+def test_temperatures_that_are_none_are_refused(temperature: float) -> None:
+    with pytest.raises(UserError, match="a finite temperature >= 0"):
+        Request([1], 1, temperature=temperature).check(8, 8)
 
 
 def test_of_equal_ids_the_first_is_taken() -> None:

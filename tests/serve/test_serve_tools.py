@@ -97,7 +97,7 @@ def test_two_calls_in_one_turn() -> None:
 @pytest.mark.parametrize(
     "question,said", [("broken", "error: not JSON"), ("divide", "error: division by zero")]
 )
-def test_what_fails_is_told_to_the_model(question: str, said: str) -> None:
+def test_the_model_reads_what_failed(question: str, said: str) -> None:
     [done] = run(ask(question))
     assert done.messages[1]["role"] == "tool"
     assert done.messages[1]["content"].startswith(said)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -62,10 +63,10 @@ class Request:
             raise UserError(f"a token id is outside the vocabulary; ids are 0 to {vocabulary - 1}")
         if self.max_new_tokens < 0 or (self.max_new_tokens == 0 and not self.prompt_logprobs):
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; give at least 1")
-        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1 or self.top_k < 0:
             raise UserError(
                 f"temperature {self.temperature}, top_p {self.top_p}, top_k {self.top_k}: "
-                "accepted are temperature >= 0, 0 < top_p <= 1, top_k >= 0"
+                "accepted are a finite temperature >= 0, 0 < top_p <= 1, top_k >= 0"
             )
         if any(not text for text in self.stop):
             raise UserError("a stop string is empty; leave it out")

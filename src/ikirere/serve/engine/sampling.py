@@ -89,7 +89,9 @@ def _draw(logits: Tensor, rows: Sequence[RowSettings]) -> Tensor:
         return torch.tensor(values, dtype=torch.float64, device=device).unsqueeze(1)
 
     temperature = column([row.temperature for row in rows])
-    ordered, ids = torch.sort(logits.double() / temperature, dim=-1, descending=True, stable=True)
+    # Relative to the largest logit no temperature, however small, makes infinities of the others' difference.
+    relative = logits.double() - logits.double().amax(-1, keepdim=True)
+    ordered, ids = torch.sort(relative / temperature, dim=-1, descending=True, stable=True)
     vocabulary = logits.shape[-1]
     keep = column([float(row.top_k if 0 < row.top_k < vocabulary else vocabulary) for row in rows])
     rank = torch.arange(vocabulary, device=device).unsqueeze(0)
