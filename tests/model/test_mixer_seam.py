@@ -23,8 +23,7 @@ from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner import plan
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.rehearse import rehearse
-from ikirere.recipe.rehearse.shape import Shape
-from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 ROOT = Path(__file__).parents[2]
 
@@ -35,19 +34,19 @@ class DecaySection(mixers.MixerSection):
     rate: float = 0.5
     period: int = 512
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         return model.hidden_size**2, model.hidden_size
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         return self.product_flops(model) + 2.0 * model.hidden_size
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         return 2.0 * model.hidden_size, 0.0
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         return 4 * model.hidden_size
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         return self.model_copy(update=small.lengths(self, "period"))
 
 

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from ikirere.recipe import pattern as _pattern
 from ikirere.recipe.section import Positive, Section, checked
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 Weight = Annotated[float, Field(ge=0)]
 FEED_FORWARD_COPIES = 4  # gate, up, silu(gate), their product: kept for the backward pass
@@ -27,26 +24,26 @@ class FeedForwardSection(Section):
     """Settings of a feed-forward below `model.ffns.NAME`. The methods count one layer of a given model."""
 
     @abstractmethod
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         """(weights of matrices, all other weights)."""
 
     @abstractmethod
-    def width(self, model: Model) -> int:
+    def width(self, model: ModelShape) -> int:
         """Elements per token between its matrices, over all networks that a token meets."""
 
-    def active_parameters(self, model: Model) -> int:
+    def active_parameters(self, model: ModelShape) -> int:
         """Weights of the matrices that a token meets."""
         return self.parameters(model)[0]
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         """Floating point operations per token: a multiplication and an addition per weight that it meets."""
         return 2.0 * self.active_parameters(model)
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         """(fp32 elements, elements in the working precision) per token that autograd keeps for the backward pass."""
         return 0.0, FEED_FORWARD_COPIES * self.width(model)
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         """The settings in a rehearsal, where `model` has the shape `small`."""
         return self
 
@@ -54,10 +51,10 @@ class FeedForwardSection(Section):
 class Dense(FeedForwardSection):
     """One SwiGLU network."""
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         return 3 * model.hidden_size * model.intermediate_size, 0
 
-    def width(self, model: Model) -> int:
+    def width(self, model: ModelShape) -> int:
         return model.intermediate_size
 
 
@@ -93,26 +90,26 @@ class Moe(FeedForwardSection):
             raise ValueError("normalise_top_k: with top_k 1 the router would learn nothing; set it to false")
         return self
 
-    def _expert(self, model: Model) -> int:
+    def _expert(self, model: ModelShape) -> int:
         return 3 * model.hidden_size * (self.expert_size or model.intermediate_size)
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         return self.num_experts * (
             self._expert(model) + model.hidden_size
         ), 0  # the router has a row per expert
 
-    def width(self, model: Model) -> int:
+    def width(self, model: ModelShape) -> int:
         return self.top_k * (self.expert_size or model.intermediate_size)
 
-    def active_parameters(self, model: Model) -> int:
+    def active_parameters(self, model: ModelShape) -> int:
         return self.top_k * self._expert(model) + self.num_experts * model.hidden_size
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         single, working = super().activation_elements(model, length, packed)
         single += PER_EXPERT * self.num_experts + PER_CHOICE * self.top_k + PER_TOKEN
         return single, working + EXPERT_COPIES * self.top_k * model.hidden_size
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         size = self.expert_size and small.multiple(
             self.expert_size / model.intermediate_size * small.intermediate
         )

@@ -5,17 +5,14 @@ Kept activations were counted exactly with torch.autograd.graph.saved_tensors_ho
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
 from ikirere.recipe.mixers.base import STATE_BYTES, MixerSection
 from ikirere.recipe.mixers.family import family_of
 from ikirere.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 QUERY_COPIES = 2  # rotated query, output
 KEY_VALUE_COPIES = 2  # rotated key, value
@@ -28,7 +25,7 @@ HYBRID_PER_KEY_HEAD = 2
 HYBRID_PER_TOKEN = 3
 
 
-def widths(model: Model) -> tuple[int, int]:
+def widths(model: ModelShape) -> tuple[int, int]:
     """(width of all query heads, width of all key-value heads)."""
     return model.num_attention_heads * model.head_size, model.num_key_value_heads * model.head_size
 
@@ -52,17 +49,17 @@ def mean_blocks(length: int, window: int, block: int, most: int | None = None) -
 class AttentionSection(MixerSection):
     """Grouped-query attention with projections of queries, keys, values and output."""
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         q, kv = widths(model)
         per_head = model.num_attention_heads + model.num_key_value_heads
         normed = per_head if model.qk_norm_width == "full" else 2
         return 2 * model.hidden_size * (q + kv), normed * model.head_size * model.qk_norm
 
-    def flops_over(self, model: Model, seen: float) -> float:
+    def flops_over(self, model: ModelShape, seen: float) -> float:
         """Operations of a token that sees `seen` tokens: projections, scores, and the weighted sum of values."""
         return self.product_flops(model) + 4.0 * widths(model)[0] * seen
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         q, kv = widths(model)
         single = float(PER_HEAD * model.num_attention_heads)
         if model.qk_norm:
@@ -71,7 +68,7 @@ class AttentionSection(MixerSection):
             single += MASK_PER_PAIR * length
         return single, QUERY_COPIES * q + KEY_VALUE_COPIES * kv
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         return 2 * widths(model)[1] * bits / 8 * context
 
 
@@ -92,15 +89,15 @@ class Full(AttentionSection):
         default=False, description="one more logit per head, without a value (gpt-oss)"
     )
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         matrices, vectors = super().parameters(model)
         return matrices, vectors + model.num_attention_heads * self.learned_sinks
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         seen = length if family_of(model).whole_row else mean_context(length)
         return self.flops_over(model, seen)
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         return self.model_copy(update=small.lengths(self, "original_max_position_embeddings"))
 
 
@@ -117,14 +114,14 @@ class Window(Full):
         "past max_position_embeddings (StreamingLLM)",
     )
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         seen = mean_context(length, self.window) + min(self.sinks, length)
         return self.flops_over(model, seen)
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         return super().state_bytes(model, min(context, self.window + self.sinks), bits)
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         lengths = small.lengths(self, "window", "original_max_position_embeddings")
         return self.model_copy(update=lengths)
 
@@ -146,13 +143,13 @@ class Hybrid(AttentionSection):
         default=None, description="context before rope_scaling"
     )
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         matrices, vectors = super().parameters(model)
         return matrices, vectors + widths(model)[
             1
         ]  # a query per key-value head pools a block into its summary
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         """The window reaches back to a block's beginning. Summaries are read, and scored once per key-value head."""
         kv = widths(model)[1]
         summaries = mean_blocks(length, self.window, self.block_size)
@@ -160,7 +157,7 @@ class Hybrid(AttentionSection):
         seen = mean_context(length) + summaries + self.block_size * (chosen - summaries)
         return self.flops_over(model, seen) + 2.0 * kv * summaries
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         single, working = super().activation_elements(
             model, length, packed=False
         )  # documents are numbers here
@@ -169,12 +166,12 @@ class Hybrid(AttentionSection):
         single += heads * mean_blocks(length, self.window, self.block_size, self.top_k)
         return single, working + kv + 2 * kv / self.block_size  # keys before rotation; summaries
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """Keys, values, summaries, and the logits of one block."""
         held = context + -(-context // self.block_size)
         logits = model.num_key_value_heads * min(self.block_size, context) * STATE_BYTES
         return super().state_bytes(model, held, bits) + logits
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         lengths = small.lengths(self, "window", "block_size", "original_max_position_embeddings")
         return self.model_copy(update=lengths)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from ikirere.recipe.section import Section
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 STATE_BYTES = 4  # of an element of a recurrent state, which is fp32 whatever the cache is
 
@@ -23,26 +20,26 @@ class MixerSection(Section):
     """Whether a layer can only look back, so that a bidirectional core runs it forward and reversed in time."""
 
     @abstractmethod
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         """(weights of matrices, all other weights)."""
 
     @abstractmethod
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         """Floating point operations per token, mean over a sequence of `length` tokens: `product_flops`, and the mixing."""
 
-    def product_flops(self, model: Model) -> float:
+    def product_flops(self, model: ModelShape) -> float:
         """Operations per token of the products with all matrices: a multiplication and an addition per weight."""
         return 2.0 * self.parameters(model)[0]
 
     @abstractmethod
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         """(fp32 elements, elements in the working precision) per token that autograd keeps for the backward pass, without
         the layer's norms. packed: rows hold several documents and attention needs a mask."""
 
     @abstractmethod
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """Bytes of the decode state of one sequence after `context` tokens, keys and values in `bits` per element."""
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         """The settings in a rehearsal, where `model` has the shape `small`."""
         return self

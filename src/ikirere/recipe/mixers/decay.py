@@ -6,17 +6,14 @@ Kept activations were counted with saved_tensors_hooks over 12 shapes of whole c
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
 from ikirere.errors import UserError
 from ikirere.recipe.mixers.base import STATE_BYTES, MixerSection
 from ikirere.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 STATE_FLOPS = 5.0  # of each entry of the state: decay 1, write 2, output 2
 MAMBA2_COPIES = 10  # of the inner width: what is convolved, written, read, gated and normed
@@ -82,17 +79,17 @@ class Mamba2(MixerSection):
             heads, self.head_dim, self.n_groups, self.state_size, self.conv_size, self.chunk_size
         )
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         """Section 7.1 of the paper."""
         s = self.sizes(model.hidden_size)
         matrices = model.hidden_size * (2 * s.width + s.channels + s.heads)
         return matrices, s.channels * (s.conv_size + 1) + 3 * s.heads + s.width
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         s = self.sizes(model.hidden_size)
         return self.product_flops(model) + STATE_FLOPS * s.width * s.state
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         s = self.sizes(model.hidden_size)
         single = MAMBA2_COPIES * s.width + s.heads * (MAMBA2_PER_HEAD + s.chunk) + s.groups
         single += MAMBA2_STATE_COPIES * s.groups * s.state + s.width * (s.groups > 1)
@@ -101,12 +98,12 @@ class Mamba2(MixerSection):
             s.width + s.channels + s.heads,
         )
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """State of each head, and last inputs of the convolution."""
         s = self.sizes(model.hidden_size)
         return (s.width * s.state + s.channels * (s.conv_size - 1)) * STATE_BYTES
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         """Heads fill the new inner width, and groups divide the heads."""
         s = self.sizes(model.hidden_size)
         inner = small.multiple(s.width / model.hidden_size * small.hidden)
@@ -151,29 +148,29 @@ class Retention(MixerSection):
             )
         return RetentionSizes(self.num_heads or heads, key, self.value_head_dim or 2 * key, self.chunk_size)
 
-    def _sizes(self, model: Model) -> RetentionSizes:
+    def _sizes(self, model: ModelShape) -> RetentionSizes:
         return self.sizes(model.num_attention_heads, model.head_size)
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         """Section 2.2 of the paper."""
         s = self._sizes(model)
         return model.hidden_size * s.heads * (2 * s.key + 3 * s.value), s.value
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         s = self._sizes(model)
         return self.product_flops(model) + STATE_FLOPS * s.heads * s.key * s.value
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         s = self._sizes(model)
         per_head = RETENTION_VALUE_COPIES * s.value + 2 * s.key + RETENTION_PER_HEAD + s.chunk
         state = s.key * s.value / s.chunk
         return s.heads * (per_head + state) + DOCUMENT_STARTS * packed, 2 * s.heads * s.value
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         s = self._sizes(model)
         return s.heads * s.key * s.value * STATE_BYTES
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         return self.model_copy(
             update={
                 "num_heads": self.num_heads and small.heads,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field
 
 from ikirere.recipe.section import Fraction, Positive, Section
-
-if TYPE_CHECKING:
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape
 
 
 class DecoderFamily(Section):
@@ -38,11 +36,11 @@ class DecoderFamily(Section):
         """(forward, backward) passes of a token through the layers in one optimiser step."""
         return 1, 1
 
-    def parameters(self, model: Model) -> tuple[int, int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int, int]:
         """Weights of (tables besides the tokens', norms of one layer, what follows the last layer)."""
         return 0, 2 * model.hidden_size, model.hidden_size
 
-    def training_elements(self, model: Model, parameters: int, rows: int, length: int) -> int:
+    def training_elements(self, model: ModelShape, parameters: int, rows: int, length: int) -> int:
         """fp32 elements besides weights, gradients, moments and activations, for `rows` sequences of `length` tokens."""
         return 0
 
@@ -90,11 +88,11 @@ class Recursive(DecoderFamily):
     def training_passes(self) -> tuple[int, int]:
         return self.cycles * (self.inner_updates + 1), self.inner_updates + 1
 
-    def parameters(self, model: Model) -> tuple[int, int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int, int]:
         """Puzzle embeddings; norms without weights; the halting head with its bias."""
         return self.puzzles * model.hidden_size, 0, model.hidden_size + 1
 
-    def training_elements(self, model: Model, parameters: int, rows: int, length: int) -> int:
+    def training_elements(self, model: ModelShape, parameters: int, rows: int, length: int) -> int:
         """The average of the weights, and answer and latent of every row that is carried to the next step."""
         return parameters + 2 * rows * (length + self.puzzle_tokens) * model.hidden_size
 
@@ -111,6 +109,6 @@ class Recursive(DecoderFamily):
 FAMILIES: dict[str, type[DecoderFamily]] = {"decoder": DecoderFamily, "recursive": Recursive}
 
 
-def family_of(model: Model) -> DecoderFamily:
+def family_of(model: ModelShape) -> DecoderFamily:
     """The settings of the model's family, defaults where the recipe gives none."""
     return FAMILIES[model.family].model_validate(model.mixers.get(model.family, {}))

@@ -5,16 +5,13 @@ Kept activations of the chunked form were counted with saved_tensors_hooks over 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import ClassVar, Self
 
 from pydantic import Field, field_validator
 
 from ikirere.recipe.mixers.base import STATE_BYTES, MixerSection
 from ikirere.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 # fp32 head widths: inputs and outputs of the convolutions, decays, what chunks read, erase and write, values, gate, norm.
 COPIES = 22
@@ -41,12 +38,12 @@ class Kda(MixerSection):
             raise ValueError(f"{value} is not a power of two; accepted are 16, 32, 64, 128 and so on")
         return value
 
-    def sizes(self, model: Model) -> tuple[int, int, int]:
+    def sizes(self, model: ModelShape) -> tuple[int, int, int]:
         """(heads, width of all heads, rank of the gates)."""
         heads = self.num_heads or model.num_attention_heads
         return heads, heads * self.head_dim, self.gate_rank or self.head_dim
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         heads, width, rank = self.sizes(model)
         projections = 4 * model.hidden_size * width  # query, key, value, output
         gates = 2 * rank * (model.hidden_size + width)  # decay and output gate, each down then up
@@ -54,11 +51,11 @@ class Kda(MixerSection):
         vectors = 3 * width * self.conv_size + heads + width + self.head_dim  # A_log, dt_bias, head norm
         return projections + gates + write_strength, vectors
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         """Of each entry of the state: decay 1, read S^T k 2, write k (..)^T 2, output S^T q 2."""
         return self.product_flops(model) + 7.0 * self.sizes(model)[1] * self.head_dim
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         heads, width, rank = self.sizes(model)
         single = width * self.head_dim / self.chunk_size  # a state per chunk
         single += COPIES * width + heads * (SQUARES * self.chunk_size + PER_HEAD)
@@ -66,11 +63,11 @@ class Kda(MixerSection):
             single += (heads + 1) * self.chunk_size
         return single, width + 2 * rank
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """State of each head, and last inputs of the three convolutions."""
         return self.sizes(model)[1] * (self.head_dim + 3 * (self.conv_size - 1)) * STATE_BYTES
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         return self.model_copy(
             update={
                 "head_dim": small.head_dim,

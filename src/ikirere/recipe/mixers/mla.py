@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from pydantic import Field
 
 from ikirere.recipe.mixers.attention import MASK_PER_PAIR, PER_HEAD, mean_context
 from ikirere.recipe.mixers.base import MixerSection
 from ikirere.recipe.section import Positive
-
-if TYPE_CHECKING:
-    from ikirere.recipe.rehearse.shape import Shape
-    from ikirere.recipe.schema import Model
+from ikirere.recipe.shape import ModelShape, SmallShape
 
 
 class MlaSizes(NamedTuple):
@@ -50,19 +47,19 @@ class Mla(MixerSection):
             value=self.v_head_dim or head_size,
         )
 
-    def parameters(self, model: Model) -> tuple[int, int]:
+    def parameters(self, model: ModelShape) -> tuple[int, int]:
         s, heads, d = self.sizes(model.head_size), model.num_attention_heads, model.hidden_size
         query = heads * (s.nope + s.shared)
         queries = s.query_rank * (d + query) if s.query_rank else d * query
         keys_values = d * (s.rank + s.shared) + s.rank * heads * (s.nope + s.value)
         return queries + keys_values + heads * s.value * d, s.rank + s.query_rank
 
-    def forward_flops(self, model: Model, length: int) -> float:
+    def forward_flops(self, model: ModelShape, length: int) -> float:
         s = self.sizes(model.head_size)
         attention = 2.0 * model.num_attention_heads * (s.nope + s.shared + s.value) * mean_context(length)
         return self.product_flops(model) + attention
 
-    def activation_elements(self, model: Model, length: int, packed: bool) -> tuple[float, float]:
+    def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:
         s, heads = self.sizes(model.head_size), model.num_attention_heads
         key = s.nope + s.shared
         single = float(PER_HEAD * heads + 1 + s.rank + s.shared + MASK_PER_PAIR * length * packed)
@@ -70,12 +67,12 @@ class Mla(MixerSection):
         working = heads * (3 * max(key, s.value) + s.value + (key if s.value < key else s.nope))
         return single, working + s.rank + s.shared + 2 * s.query_rank
 
-    def state_bytes(self, model: Model, context: int, bits: int) -> float:
+    def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """One latent and one shared key per token."""
         s = self.sizes(model.head_size)
         return (s.rank + s.shared) * bits / 8 * context
 
-    def shrunk(self, model: Model, small: Shape) -> Self:
+    def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         """Widths that are given stay in proportion to the heads'."""
         given = {key: value for key, value in self if value}
         return self.model_copy(

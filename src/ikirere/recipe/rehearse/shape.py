@@ -2,61 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
-
 from ikirere.recipe.mixers import family_of, period
 from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.section import Section
+from ikirere.recipe.shape import SmallShape
 
 HEADS = 4  # at least so many query heads, so that grouping still means something
 PLAIN_LAYERS = 4  # depth where the pattern is one mixer
 PERIODS = 2  # of a longer pattern, where the model has so many
 WIDE_HEAD, NARROW_HEAD = 32, 16  # head size with fewer than 8 heads, and with more
-MULTIPLE = 16  # widths are rounded to it
 VOCABULARY = 2048  # ids, special tokens and bytes included
 IN_PROPORTION = "in proportion to heads and lengths"
 
 
-@dataclass(frozen=True)
-class Shape:
-    """Sizes of a rehearsal's model, and how its sections scale with them. length_ratio: new over old lengths."""
-
-    heads: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    intermediate: int
-    layers: int
-    length_ratio: float
-    chunk: ClassVar[int] = 16  # tokens of a chunk and width of a state, at most
-
-    def lengths(self, section: Section, *keys: str) -> dict[str, int]:
-        """The section's given lengths in tokens, scaled."""
-        given = {key: getattr(section, key) for key in keys}
-        return {key: max(4, round(n * self.length_ratio)) for key, n in given.items() if n}
-
-    @staticmethod
-    def multiple(width: float) -> int:
-        return max(MULTIPLE, round(width / MULTIPLE) * MULTIPLE)
-
-
-def small_shape(m: Model, patterns: tuple[str, ...], length_ratio: float) -> Shape:
+def small_shape(m: Model, patterns: tuple[str, ...], length_ratio: float) -> SmallShape:
     """The rules, applied to any model; one that is small already keeps its shape."""
     group = m.num_attention_heads // m.num_key_value_heads
     kv_heads = -(-HEADS // group)
     heads = kv_heads * group
     head_dim = NARROW_HEAD if heads >= 8 else WIDE_HEAD
     of_heads = m.hidden_size / (m.num_attention_heads * m.head_size)
-    hidden = Shape.multiple(heads * head_dim * of_heads)
-    intermediate = Shape.multiple(hidden * (m.intermediate_size / m.hidden_size))
+    hidden = SmallShape.multiple(heads * head_dim * of_heads)
+    intermediate = SmallShape.multiple(hidden * (m.intermediate_size / m.hidden_size))
     longest = max(len(period(p, m.family)) for p in (m.layer_pattern, *patterns))
     layers = min(PLAIN_LAYERS if longest == 1 else longest * PERIODS, m.num_hidden_layers)
     if layers * hidden * hidden >= m.num_hidden_layers * m.hidden_size * m.hidden_size:
         kept = (m.num_attention_heads, m.num_key_value_heads, m.head_size, m.hidden_size)
-        return Shape(*kept, m.intermediate_size, m.num_hidden_layers, length_ratio)
-    return Shape(heads, kv_heads, head_dim, hidden, intermediate, layers, length_ratio)
+        return SmallShape(*kept, m.intermediate_size, m.num_hidden_layers, length_ratio)
+    return SmallShape(heads, kv_heads, head_dim, hidden, intermediate, layers, length_ratio)
 
 
 def shrink_model(
