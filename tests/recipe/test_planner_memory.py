@@ -232,10 +232,14 @@ def test_sft_and_dpo_where_the_recipe_lists_them() -> None:
 @pytest.mark.parametrize("both_ways", [True, False])
 def test_a_recursive_model_keeps_the_calls_of_one_cycle(both_ways: bool) -> None:
     """n + 1 calls, in which KDA runs twice; an average of the weights; y and z of every position of carried rows."""
-    mixers = {"kda": KDA, "recursive": {"inner_updates": 4, "puzzle_tokens": 7, "bidirectional": both_ways}}
-    shape = model("kda full", family="recursive", num_hidden_layers=2, mixers=mixers)
+    one_way, shape = (
+        model("kda full", family="recursive", num_hidden_layers=2, mixers={
+            "kda": KDA, "recursive": {"inner_updates": 4, "puzzle_tokens": 7, "bidirectional": both},
+        })
+        for both in (False, both_ways)
+    )  # fmt: skip
     found = training_memory(recipe_of(shape, PHASE, *ON_CARDS), CARD)[0]
-    plain = activation_bytes(shape, None, 20, 240, "bf16", False, False)
+    plain = activation_bytes(one_way, None, 20, 240, "bf16", False, False)
     _, single, working, _ = KEPT["kda"]
     second = 240 * (4 * (single - 4 * 48) + 2 * (working - INNER)) if both_ways else 0
     assert found.activations == pytest.approx(5 * (plain + second))
