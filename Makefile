@@ -1,4 +1,4 @@
-# make demo | test | lint | bench | clean. One environment, .venv, made once and used again, also offline.
+# make demo | test | lint | bench | mutation | clean. One environment, .venv, made once and used again, also offline.
 
 MIN := 3.11
 VENV := .venv
@@ -8,16 +8,20 @@ STAMPS := $(VENV)/.stamps
 CONSTRAINTS := $(wildcard constraints.txt)
 DEPS := pyproject.toml $(CONSTRAINTS)
 PYTEST ?=
+MINUTES ?= 10
+MODULES ?= all
+SEED ?= 0
 # In a variable, since a comma inside $(call) would separate arguments.
 LINT_EXTRAS := [test,lint]
 
-.PHONY: demo test lint bench clean help
+.PHONY: demo test lint bench mutation clean help
 
 help:
 	@echo "make demo   the whole programme on real text, in under 15 minutes on two cores"
 	@echo "make test   the test suite"
 	@echo "make lint   format, style, types and floors"
 	@echo "make bench  measurements beside other code bases"
+	@echo "make mutation MINUTES=10 MODULES=tokens/packing.py,...  which small faults in core modules do their tests notice?"
 	@echo "make clean  remove the environment, caches and build products (runs/ stays)"
 
 demo: $(STAMPS)/base
@@ -35,6 +39,9 @@ lint: $(STAMPS)/lint
 bench: demo
 	$(PY) benchmarks/demo_stages.py runs/demo
 	@echo "benchmarks/README.md says how to measure beside peers"
+
+mutation: $(STAMPS)/test
+	$(PY) benchmarks/mutation/run.py --minutes $(MINUTES) --modules $(MODULES) --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache .import_linter_cache

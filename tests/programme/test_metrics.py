@@ -110,6 +110,12 @@ def test_a_metric_names_where_it_comes_from(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
+def test_bands_are_of_95_percent_unless_said(tmp_path: Path) -> None:
+    found = measure(written(tmp_path, GAINS), "right", "proportion", "rows.jsonl", "right")
+    assert (found.low, found.high) == pytest.approx(wilson(sum(row["right"] for row in GAINS), 21, 0.95))
+    assert found.confidence == Metric("m", 1.0, None, None, 1, "mean", "rows.jsonl", "x").confidence == 0.95
+
+
 @pytest.mark.parametrize(
     ("kind", "field", "over", "where", "message"),
     [

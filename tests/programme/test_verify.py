@@ -211,6 +211,18 @@ def test_a_stage_after_changed_outputs_counts_as_unfinished_and_both_are_said(tm
     assert lines[-2].endswith(" 1 gates checked: all as measured")
 
 
+def test_failed_and_stale_stages_are_not_checked(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(UserError, match=r"planned\.numbers\.fail"):
+        execute.run(toy_recipe(fail="user"), tmp_path, run, load_toy)
+    assert verify(run).unfinished == ["total"]
+    execute.run(toy_recipe(), tmp_path, run, load_toy)
+    assert verify(run).unfinished == []
+    execute.run(toy_recipe(rows=30), tmp_path, run, load_toy, until="numbers")
+    found = verify(run)
+    assert (found.stages, found.unfinished, found.problems) == (1, ["square", "total"], [])
+
+
 def test_a_run_without_a_finished_stage_has_nothing_to_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

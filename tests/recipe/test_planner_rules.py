@@ -232,6 +232,11 @@ def test_batches_are_shared_by_groups_of_devices() -> None:
     assert first.keys == ("pretrain.phases.0.context_parallel", "hardware.count")
     assert first.text == "3 devices do not part into groups of 2"
     assert second.text == "4 sequences over 3 groups of devices = 1.33 each"
+    (alone,) = said(
+        "batches", "hardware.count=5", "pretrain.phases.0.context_parallel=2", "pretrain.phases.0.batch_size=3",
+        "pretrain.phases.1.batch_size=5",
+    )  # fmt: skip
+    assert alone.text == "5 devices do not part into groups of 2", "of such a phase the batch is no matter"
 
 
 @pytest.mark.parametrize(("total", "found"), [(950, False), (951, True)])
