@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import yaml
 from rich.console import Console
 from tests.programme.toys import toy_recipe
 from typer.testing import CliRunner
@@ -19,6 +18,7 @@ from typer.testing import CliRunner
 from ikirere import __version__, stages
 from ikirere.cli import app
 from ikirere.programme.console import show_end
+from ikirere.recipe.yamlio import dump_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 TOYS = {name: f"tests.programme.toys:{name.capitalize()}" for name in ("numbers", "square", "total")}
@@ -53,7 +53,7 @@ def ikirere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., En
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
     path = tmp_path / "toy.yaml"
-    path.write_text(yaml.safe_dump(toy_recipe(target=0.1).model_dump(mode="json")))
+    path.write_text(dump_yaml(toy_recipe(target=0.1).model_dump(mode="json")))
     return path
 
 

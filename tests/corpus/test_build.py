@@ -11,7 +11,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ikirere.corpus.build.pipeline import build
 from ikirere.corpus.publish.manifest import verify
@@ -21,6 +20,7 @@ from ikirere.programme.stage import StageContext
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Data
 from ikirere.recipe.sections import Tokenizer as TokenizerSection
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokens.loader import LoaderPhase, PackedLoader
 from ikirere.tokens.shards import open_shards
@@ -238,7 +238,7 @@ def context(recipe: Recipe, recipe_folder: Path, run: Path, stage: str, *needs: 
 
 
 def test_stages_from_files_to_batches(sources: Path) -> None:
-    written = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    written = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     recipe = Recipe.model_validate(written | {"data": data(near_duplicates=None)})
     run = sources / "run"
     first = DataStage()
@@ -279,7 +279,7 @@ def test_stages_from_files_to_batches(sources: Path) -> None:
 
 
 def test_engine_and_workers_are_no_part_of_the_result() -> None:
-    written = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    written = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     recipe = Recipe.model_validate(written)
     written["data"] |= {"engine": "ray", "workers": 7}
     assert DataStage().config(Recipe.model_validate(written)) == DataStage().config(recipe)

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+
+from ikirere.recipe.yamlio import parse
 
 sys.path.insert(0, str(Path(__file__).parent))
 from evaluation_room import benchmarks_in, jsonl, only, put
@@ -81,7 +82,7 @@ def test_every_set_of_the_mirror_is_read_whole(name: str) -> None:
 def test_all_sets_of_the_recipes_are_known() -> None:
     found = []
     for path in sorted(RECIPES.rglob("*.yaml")):
-        found += (yaml.safe_load(path.read_text()).get("data") or {}).get("evaluation_sets") or ()
+        found += (parse(path.read_text(), "recipe").value.get("data") or {}).get("evaluation_sets") or ()
     assert len(found) > 20
     assert {resolve(name) for name in found} <= SETS.keys()
 

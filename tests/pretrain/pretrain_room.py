@@ -12,12 +12,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-import yaml
 
 from ikirere.pretrain.stage import PretrainStage
 from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokens.shards import write_shards
 
@@ -56,7 +56,7 @@ def made_inputs(folder: Path) -> dict[str, Path]:
 
 
 def recipe(**pretrain: Any) -> Recipe:
-    tree = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    tree = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     tree["tokenizer"]["vocab_size"] = VOCAB
     tree["gates"] = {}
     tree["model"] |= {

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import yaml
 
 from ikirere.corpus.readers.puzzles.source import PuzzleSource
 from ikirere.errors import UserError
@@ -29,6 +28,7 @@ from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.data import Puzzles
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as TokenizerConfig
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokens.shards import open_shards, write_shards
@@ -64,7 +64,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def recipe(**pretrain: Any) -> Recipe:
-    tree = yaml.safe_load((ROOT / "recipes" / "smol-100m-trm.yaml").read_text())
+    tree = parse((ROOT / "recipes" / "smol-100m-trm.yaml").read_text(), "recipe").value
     tree["tokenizer"]["vocab_size"] = VOCAB
     tree["gates"] = {}
     tree["model"] |= {

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from tests.programme.toys import load_toy, toy_recipe
 
 from ikirere.errors import UserError
@@ -16,6 +15,7 @@ from ikirere.programme.failures import Failure
 from ikirere.programme.progress import Reporter, console
 from ikirere.programme.status import status
 from ikirere.recipe.schema import Recipe
+from ikirere.recipe.yamlio import parse
 
 ALL = ("numbers", "square", "total")
 
@@ -142,7 +142,7 @@ def test_the_resolved_recipe_loads_to_an_equal_one_without_the_secret(tmp_path: 
     folder = tmp_path / "run"
     recipe = toy_recipe()
     go(folder, recipe)
-    assert Recipe.model_validate(yaml.safe_load((folder / "recipe.yaml").read_text())) == recipe
+    assert Recipe.model_validate(parse((folder / "recipe.yaml").read_text(), "recipe").value) == recipe
     secret = recipe.model_copy(update={"tracker": recipe.tracker.model_copy(update={"key": "hush"})})
     go(folder, secret)
     assert "hush" not in "".join(

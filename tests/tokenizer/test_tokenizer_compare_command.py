@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
+
+from ikirere.recipe.yamlio import dump_yaml, parse
 
 sys.path.insert(0, str(Path(__file__).parent))
 from compare_room import DOCUMENTS, TEXTS, two_sizes
@@ -71,11 +72,11 @@ def test_a_run_folder_gives_its_held_out_documents(tmp_path: Path) -> None:
 
 @pytest.fixture
 def recipe(tmp_path: Path) -> Path:
-    tree = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    tree = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     tree["tokenizer"] = {"kind": "bpe", "vocab_size": 500, "train_bytes": 100_000}
     tree["model"]["vocab_size"] = 500
     file = tmp_path / "recipe.yaml"
-    file.write_text(yaml.safe_dump(tree))
+    file.write_text(dump_yaml(tree))
     return file
 
 

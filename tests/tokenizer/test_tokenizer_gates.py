@@ -11,7 +11,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
@@ -23,6 +22,7 @@ from ikirere.programme.stage import StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Gate
 from ikirere.recipe.sections import Tokenizer as Config
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.report import measure_documents, totals
 from ikirere.tokenizer.specials import SPECIALS
@@ -161,7 +161,7 @@ def test_what_breaks_is_counted(
 
 
 def stage(folder: Path, section: dict[str, object], heldout: list[str]) -> tuple[StageContext, StageResult]:
-    tree = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    tree = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     tree["tokenizer"] = section
     data, own = folder / "data", folder / "tokenizer"
     data.mkdir()

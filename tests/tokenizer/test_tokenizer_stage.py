@@ -14,12 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ikirere.errors import UserError
 from ikirere.programme.stage import StageContext
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as Config
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.corpus import choose
 from ikirere.tokenizer.stage import TokenizerStage
@@ -71,7 +71,7 @@ class Bar:
 
 @pytest.fixture
 def context(tmp_path: Path) -> StageContext:
-    tree = yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())
+    tree = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     tree["tokenizer"] = {"kind": "bpe", "vocab_size": 600, "train_bytes": 200_000}
     data, folder = tmp_path / "data", tmp_path / "tokenizer"
     data.mkdir()

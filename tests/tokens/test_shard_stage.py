@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 
 from ikirere.common.files import write_json, write_rows
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document, TableWriter
@@ -17,6 +16,7 @@ from ikirere.errors import UserError
 from ikirere.programme.stage import StageContext
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as Section
+from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokens.stage import ShardStage
 
@@ -48,7 +48,7 @@ def context(tmp_path: Path) -> StageContext:
         yield type("Bar", (), {"advance": lambda self, amount=1, **shown: None})()
 
     return StageContext(
-        recipe=Recipe.model_validate(yaml.safe_load((ROOT / "recipes" / "demo.yaml").read_text())),
+        recipe=Recipe.model_validate(parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value),
         recipe_folder=tmp_path,
         folder=folders["shards"],
         inputs={"data": folders["data"], "tokenizer": folders["tokenizer"]},

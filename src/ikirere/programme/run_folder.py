@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from ikirere.errors import UserError
 from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Event, read_events
+from ikirere.recipe.load import to_plain
 from ikirere.recipe.schema import Recipe
+from ikirere.recipe.yamlio import dump_yaml, parse
 
 
 def resolved(recipe: Recipe) -> str:
     """The recipe with all defaults as YAML. The tracker's key is a secret and stays out."""
-    tree = recipe.model_dump(mode="json")
+    tree = to_plain(recipe)
     tree["tracker"]["key"] = None
-    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(tree)
 
 
 def read_recipe(run_folder: Path) -> dict[str, Any]:
@@ -28,13 +28,11 @@ def read_recipe(run_folder: Path) -> dict[str, Any]:
             f"{run_folder}: not a run folder (no {LEDGER}, recipe.yaml); give the folder that `run` wrote"
         )
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        tree = parse(path.read_text(encoding="utf-8"), str(path)).value
         if not isinstance(tree, dict) or "stages" not in tree:
-            raise ValueError("not a recipe")
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({str(error).splitlines()[0]}); the run command writes it again"
-        ) from None
+            raise UserError(f"{path}: not a recipe")
+    except (OSError, ValueError, UserError) as error:
+        raise UserError(f"{str(error).splitlines()[0]}; the run command writes recipe.yaml again") from None
     return tree
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from ikirere.corpus.contamination.evaluation_sets import read_evaluation_set
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document
@@ -21,6 +20,7 @@ from ikirere.corpus.readers.arc import altered, serialise
 from ikirere.corpus.steps.decontaminate import Decontaminator
 from ikirere.corpus.steps.step import Outcome, StepContext
 from ikirere.recipe.data import Data
+from ikirere.recipe.yamlio import parse
 
 MIRROR = os.environ.get("IKIRERE_DATA")
 pytestmark = pytest.mark.skipif(not MIRROR, reason="IKIRERE_DATA is not set: no benchmarks and corpora here")
@@ -49,7 +49,7 @@ def recipe_sets() -> list[str]:
     recipes = Path(__file__).parents[3] / "recipes"
     sets = []
     for name in ("smol-100m-kda", "smol-100m-trm"):
-        sets += yaml.safe_load((recipes / f"{name}.yaml").read_text())["data"]["evaluation_sets"]
+        sets += parse((recipes / f"{name}.yaml").read_text(), "recipe").value["data"]["evaluation_sets"]
     return [*dict.fromkeys(sets), "mmlu:test", "hellaswag:validation", "humaneval"]
 
 
