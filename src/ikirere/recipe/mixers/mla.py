@@ -63,7 +63,7 @@ class Mla(MixerSection):
         s, heads = self.sizes(model.head_size), model.num_attention_heads
         key = s.nope + s.shared
         single = float(PER_HEAD * heads + 1 + s.rank + s.shared + MASK_PER_PAIR * length * packed)
-        # Query, key and output at the kernel's width; value, padded or as it lies beside the keys; the latent.
+        # Query, key and output at the kernel's width; value, padded or as a view of the projection that holds the keys too; the latent.
         working = heads * (3 * max(key, s.value) + s.value + (key if s.value < key else s.nope))
         return single, working + s.rank + s.shared + 2 * s.query_rank
 

@@ -1,4 +1,4 @@
-"""Every constant of the memory estimate in one place, each with where it comes from."""
+"""Constants of the memory estimate, each with its origin; mixers and feed-forwards hold their own."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ MB = 2**20
 # Bytes per element.
 FP32, HALF, FP8 = 4, 2, 1
 
-# Activations that autograd keeps per token and layer for the norms, in fp32 elements; mixers and feed-forwards count their
-# own. Counted exactly with torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes.
+# Activations that autograd keeps per token and layer for the norms, in fp32 elements. Counted exactly with
+# torch.autograd.graph.saved_tensors_hooks on ikirere.model.decoder over 24 shapes.
 NORM_PER_HIDDEN = 4  # two norms: input, output
 PER_TOKEN = 2  # reciprocal root of each norm
 
-# The backward pass of one layer holds gradients of its widest intermediates beside what is kept:
+# The backward pass of one layer holds gradients of its widest intermediates in addition to what is kept:
 # gate, up and product of the feed-forward at once.
 BACKWARD_FEED_FORWARD = 3
 
 # Cross-entropy goes through the head in chunks of this many bytes of fp32 logits, at least so many rows; the
 # gradients of the hidden states and of the head are formed on the way. From ikirere.train.objective.
 LOGITS_CHUNK_CPU, LOGITS_CHUNK_CARD, LOGITS_LEAST_ROWS = 1 << 24, 1 << 28, 256
-# With autocast a chunk's logits and their gradient stand beside the fp32 ones in half precision.
+# With autocast a chunk's logits and their gradient exist in half precision too.
 LOGITS_CARD_COPIES = 2
 
 # Resident size of a Python process that has imported torch with distributed checkpoints, pyarrow, tokenizers,
@@ -31,7 +31,7 @@ CPU_PROCESS = 331 * MB
 CPU_WORKING = 37 * MB
 CPU_HEAP = 1.19
 CPU_STATE = 1.33
-# A run goes through all stages in one process: what reading, tokenising and sharding leave behind (start of
+# A run goes through all stages in one process: what reading, tokenising and sharding leave allocated (start of
 # training at 430 MiB), and what the heap grows by in the first hundred steps (50 to 100 MiB). Measured in the
 # demo's pipeline at 4 and 16 rows a step, and in a run of a model of 0.3 million weights (largest error 5%).
 CPU_PIPELINE = 175 * MB

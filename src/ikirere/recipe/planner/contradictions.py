@@ -1,8 +1,8 @@
 """What in a recipe contradicts itself: one small function per rule, each finding with its two keys and the
 arithmetic in one line.
 
-A rule is a function of `Facts` decorated with `@rule`, in `claims.py` (what is stated) or `limits.py` (what is
-asked for).
+A rule is a function of `Facts` decorated with `@rule`, in `stated_checks.py` (what is stated) or
+`feasibility.py` (what is asked for).
 """
 
 from __future__ import annotations

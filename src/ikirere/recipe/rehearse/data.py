@@ -1,4 +1,4 @@
-"""What a rehearsal reads: the local mirror where it is there, else slices of the Python environment."""
+"""What a rehearsal reads: the local mirror where this machine has it, else slices of the Python environment."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ikirere.recipe.rehearse.changes import RecipeDraft
 from ikirere.recipe.schema import Recipe
 
 SOURCE_BYTES = 3_000_000  # read of each source
-HELDOUT = 0.05  # at least: of little text, a small share is no text
+HELDOUT = 0.05  # at least: a smaller share of little text is too little to measure on
 TRAIN_BYTES = 2_000_000  # that the tokenizer learns from
 CODE_DOMAINS = frozenset({"code", "synthesis", "programs"})
 
@@ -52,8 +52,8 @@ def shrink_tokenizer(draft: RecipeDraft, recipe: Recipe, vocabulary: int) -> int
 
 
 def _readable(source: Source) -> bool:
-    """Whether the source's own text or its mirror is on this machine. The Python environment as a mirror is not: it
-    stands in by slices, so that several sources share it without copies."""
+    """Whether the source's own text or its mirror is on this machine. The Python environment does not count as a mirror: it
+    replaces sources slice by slice, so that several share it without copies."""
     if isinstance(source, (PythonEnvironment, Puzzles)):
         return True
     root = mirror()
@@ -61,7 +61,7 @@ def _readable(source: Source) -> bool:
         pattern = source.mirror
         return bool(root and pattern and pattern != PYTHON_ENVIRONMENT and any(root.glob(pattern)))
     if f"${{{VARIABLE}}}" not in source.path:
-        return True  # beside the recipe: its reader says where it looked
+        return True  # relative to the recipe: its reader reports where it looked
     return bool(root and Path(source.path.replace(f"${{{VARIABLE}}}", str(root))).exists())
 
 

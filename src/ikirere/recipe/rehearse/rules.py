@@ -1,9 +1,9 @@
-"""Rules that make any programme a rehearsal: structure stays, every dimension shrinks.
+"""Rules that turn any programme into a rehearsal: structure is kept, every dimension shrinks.
 
 Kept: stages and their order, gates, layer pattern, ratio of heads, number and order of phases, their shares of
 steps, their ratio of lengths and tokens per step, RoPE bases, mixtures, milestones and schedules at the same
-shares, losses, seeds, `planned`. A rehearsal shows that the programme runs from end to end; what its metrics
-say about the full run is nothing.
+shares, losses, seeds, `planned`. A rehearsal shows that the programme runs from end to end; its metrics hold for the
+rehearsal only.
 """
 
 from __future__ import annotations
@@ -11,15 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ikirere.errors import UserError
-from ikirere.recipe.rehearse import data as material
-from ikirere.recipe.rehearse import shape, training
+from ikirere.recipe.rehearse import data, shape, training
 from ikirere.recipe.rehearse.changes import Change, RecipeDraft
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Stated
 
 QUESTIONS = 20  # per kind
 NEW_TOKENS = 96
-ROOM = 512  # positions at least: a question, its tools and the answer
+LEAST_POSITIONS = 512  # a question, its tools and the answer
 CPU_MFU = 0.4
 
 
@@ -48,8 +47,8 @@ def rehearse(recipe: Recipe, minutes: float = 10.0) -> Rehearsal:
     draft.set("hardware.count", 1, "this machine")
     draft.set("hardware.precision", "fp32", "this machine")
     draft.set("hardware.mfu", CPU_MFU, "what small products reach of the peak")
-    material.shrink_data(draft, recipe)
-    vocabulary = material.shrink_tokenizer(draft, recipe, shape.VOCABULARY)
+    data.shrink_data(draft, recipe)
+    vocabulary = data.shrink_tokenizer(draft, recipe, shape.VOCABULARY)
     _positions_and_model(draft, recipe, vocabulary)
     model = draft.recipe().model
     training.shrink_pretrain(draft, recipe, model, minutes)
@@ -63,8 +62,8 @@ def _positions_and_model(draft: RecipeDraft, recipe: Recipe, vocabulary: int) ->
     longest = max(training.lengths(recipe.pretrain.phases))
     was = max(p.sequence_length for p in recipe.pretrain.phases)
     beyond = min(recipe.model.max_position_embeddings / was, training.SPREAD)
-    positions = max(round(longest * beyond), ROOM, training.chat_length(recipe))
-    positions = min(positions, max(recipe.model.max_position_embeddings, ROOM))
+    positions = max(round(longest * beyond), LEAST_POSITIONS, training.chat_length(recipe))
+    positions = min(positions, max(recipe.model.max_position_embeddings, LEAST_POSITIONS))
     shape.shrink_model(draft, recipe, vocabulary, positions, longest / was)
     draft.set("serve.max_model_len", positions, "all that the small model has")
     draft.set("serve.kv_cache_bits", max(recipe.serve.kv_cache_bits, 16), "no quantised cache in a rehearsal")

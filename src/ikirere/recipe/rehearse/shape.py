@@ -1,4 +1,4 @@
-"""The model of a rehearsal: layer pattern, head ratio, tying and norms stay, every width shrinks."""
+"""The model of a rehearsal: layer pattern, head ratio, tying and norms are kept, every width shrinks."""
 
 from __future__ import annotations
 

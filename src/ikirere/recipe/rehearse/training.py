@@ -1,4 +1,4 @@
-"""The training of a rehearsal: phases, their proportions and lengths stay in ratio, everything is short."""
+"""The training of a rehearsal: phases keep their proportions and the ratio of their lengths, everything is short."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _shrink_common(draft: RecipeDraft, key: str, t: Training, before: int, after
         draft.set(f"{key}.optimizer.lr", float(f"{min(lr * width, MAX_RATE):.3g}"), rule)
     draft.set(f"{key}.parallel", "none", "one process")
     draft.set(f"{key}.precision", "auto", "what is faster here")
-    draft.set(f"{key}.activation_checkpointing", False, "memory is no matter")
+    draft.set(f"{key}.activation_checkpointing", False, "a small model fits without it")
     draft.set(f"{key}.micro_batch_size", None, "the batch is small")
     every = max(round(t.checkpoint_every / before * after), after // 6, 1)
     draft.set(
