@@ -18,7 +18,7 @@ from ikirere.tokenizer.compare import fingerprint
 from ikirere.tokenizer.comparison import Arm, Comparison, Criterion, Document, default_criteria
 from ikirere.tokenizer.comparison_markdown import domains
 from ikirere.tokenizer.corpus import choose
-from ikirere.tokenizer.report import ALL, TOGETHER, Figures, count_document, measure_documents, totals
+from ikirere.tokenizer.report import ALL, TOGETHER, Figures, Row, count_document, measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
 from ikirere.tokenizer.vocabularies import Own, name_of, read_vocabulary
 from ikirere.tokenizer.vocabulary import Vocabulary
@@ -204,7 +204,7 @@ def _write_documents(parquet: Path, documents: Sequence[Document]) -> None:
 # ---------------------------------------------------------------- small parts
 
 
-def _rows(vocabulary: Vocabulary, documents: Sequence[Document]) -> Iterator[dict[str, object]]:
+def _rows(vocabulary: Vocabulary, documents: Sequence[Document]) -> Iterator[Row]:
     if isinstance(vocabulary, Own):
         fields = ({"id": d.id, "domain": d.domain, "text": d.text} for d in documents)
         yield from measure_documents(vocabulary.tokenizer, fields)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -40,18 +40,44 @@ USE = "vocabulary_use"  # share of the ids that the documents need at least once
 METRICS = (*RATIOS, *COUNTS, USE)
 ALL = ""  # the domain of figures over all documents
 
-Row = Mapping[str, Any]
 
+class DocumentCounts(TypedDict):
+    """What one vocabulary made of one document.
 
-def count_document(text: str, ids: Sequence[int], vocabulary: Vocabulary, seen: set[int]) -> dict[str, Any]:
-    """Counts of one document; `seen` are the ids that came before, and is added to.
-
-    bytes: UTF-8. lines: a last line without a line end counts. words: runs without white space.
-    single_bytes: tokens that stand for one byte. new_ids: ids that no document before this one had.
-    unknown: tokens for what the vocabulary cannot spell. round_trip: 1 where decoding gives the text back exactly,
-    round_trip_failed: 1 where it does not; both None where nothing is decoded. id_parity, parity_failed: the same for
-    equal ids from the encoder of record; both None for a vocabulary that is not ours.
+    bytes: UTF-8. lines: a last line without a line end counts. words: runs without white space. single_bytes: tokens
+    that stand for one byte. new_ids: ids that no document before this one had. unknown: tokens for what the vocabulary
+    cannot spell. round_trip: 1 where decoding gives the text back exactly, round_trip_failed: 1 where it does not; both
+    None where nothing is decoded. id_parity, parity_failed: the same for equal ids from the encoder of record; both None
+    for a vocabulary that is not ours.
     """
+
+    bytes: int
+    tokens: int
+    lines: int
+    words: int
+    single_bytes: int
+    new_ids: int
+    unknown: int
+    round_trip: int | None
+    round_trip_failed: int | None
+    id_parity: int | None
+    parity_failed: int | None
+
+
+class HeldOutRow(DocumentCounts):
+    """A row of heldout.jsonl; forged: 1 where the text with every special token's spelling appended gave a special id, or
+    did not give the spellings back."""
+
+    id: str
+    domain: str
+    forged: int
+
+
+Row = Mapping[str, Any]  # a row read from a file: id, domain and the counts
+
+
+def count_document(text: str, ids: Sequence[int], vocabulary: Vocabulary, seen: set[int]) -> DocumentCounts:
+    """Counts of one document; `seen` are the ids that came before, and is added to."""
     decoded = vocabulary.decode(ids)
     same = None if decoded is None else decoded == text
     equal = vocabulary.parity(text, ids)
@@ -72,12 +98,8 @@ def count_document(text: str, ids: Sequence[int], vocabulary: Vocabulary, seen: 
     }
 
 
-def measure_documents(
-    tokenizer: Tokenizer, documents: Iterable[Mapping[str, str]]
-) -> Iterator[dict[str, Any]]:
-    """Rows from documents with `id`, `domain` and `text`: id, domain, the counts of `count_document`, and forged (1
-    where the text with every special token's spelling appended gave a special id, or did not give the spellings back).
-    """
+def measure_documents(tokenizer: Tokenizer, documents: Iterable[Mapping[str, str]]) -> Iterator[HeldOutRow]:
+    """Rows from documents with `id`, `domain` and `text`."""
     own = Own(tokenizer)
     hostile = "".join(tokenizer.special_tokens)
     seen: set[int] = set()

@@ -17,7 +17,7 @@ from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.corpus import choose
 from ikirere.tokenizer.pretrained import find_file
-from ikirere.tokenizer.report import measure_documents, totals
+from ikirere.tokenizer.report import HeldOutRow, measure_documents, totals
 from ikirere.tokenizer.train import KINDS, train_tokenizer
 
 FOLDER = "tokenizer"
@@ -97,9 +97,7 @@ class TokenizerStage(Stage):
             train_tokenizer(texts, config, part, context.seed, context.recipe_folder, progress)
         return Tokenizer.load(final)
 
-    def _measure(
-        self, context: StageContext, tokenizer: Tokenizer, parquet: Path
-    ) -> Iterator[dict[str, Any]]:
+    def _measure(self, context: StageContext, tokenizer: Tokenizer, parquet: Path) -> Iterator[HeldOutRow]:
         documents = [row for row in read_documents(parquet, ("id", "domain", "text")) if row["text"]]
         if not documents:
             raise UserError(

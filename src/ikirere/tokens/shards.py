@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import numpy as np
 
@@ -27,6 +27,29 @@ from ikirere.errors import UserError
 MANIFEST = "manifest.json"
 FORMAT = 2
 ENCODE_BYTES = 2_000_000  # text handed to the tokenizer at once; bounds memory, keeps its threads busy
+
+
+class ShardEntry(TypedDict):
+    """One domain and split in the manifest; files: name -> sha256 of its .bin and .npz."""
+
+    domain: str
+    split: str
+    documents: int
+    tokens: int
+    bytes: int
+    dtype: str
+    files: dict[str, str]
+
+
+class ShardManifest(TypedDict):
+    """manifest.json; tokenizer: `Tokenizer.sha256`; sha256: of all other entries."""
+
+    format: int
+    tokenizer: str
+    vocab_size: int
+    shards: list[ShardEntry]
+    seal: dict[str, Any] | None
+    sha256: str
 
 
 class Encoder(Protocol):
@@ -103,7 +126,7 @@ class _Writer:
         self.ids.append(identity)
         self.families.append(family)
 
-    def entry(self) -> dict[str, Any]:
+    def entry(self, domain: str, split: str) -> ShardEntry:
         """Writes the index of the finished shard; its entry of the manifest."""
         offsets = np.concatenate([[0], np.cumsum(self.lengths, dtype=np.int64)]).astype(np.int64)
         save_arrays(
@@ -114,6 +137,8 @@ class _Writer:
             families=np.array(self.families, dtype="S32"),
         )
         return {
+            "domain": domain,
+            "split": split,
             "documents": len(self.lengths),
             "tokens": int(offsets[-1]),
             "bytes": sum(self.n_bytes),
@@ -142,7 +167,7 @@ def write_shards(
     folder: Path,
     advance: Callable[[int], None] = lambda amount: None,
     seal: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> ShardManifest:
     """Encode document files into shards, in the files' order.
 
     parquet: split name -> a Parquet file with the columns id, text, domain and, where there is one, family.
@@ -154,7 +179,7 @@ def write_shards(
     for old in [folder / MANIFEST, *(p for end in ("bin", "npz", "part") for p in folder.glob(f"*.{end}"))]:
         old.unlink(missing_ok=True)
     dtype = np.dtype("<u2" if tokenizer.vocab_size < 65536 else "<u4")
-    shards: list[dict[str, Any]] = []
+    shards: list[ShardEntry] = []
     for split, path in parquet.items():
         writers: dict[str, _Writer] = {}
         with ExitStack() as opened:
@@ -167,13 +192,14 @@ def write_shards(
                         ids, tokenizer.eos, n_bytes, row["id"], row.get("family") or row["id"]
                     )
                     advance(n_bytes)
-        shards += [{"domain": d, "split": split} | writers[d].entry() for d in sorted(writers)]
-    manifest = {
+        shards += [writers[d].entry(d, split) for d in sorted(writers)]
+    manifest: ShardManifest = {
         "format": FORMAT,
         "tokenizer": tokenizer.sha256,
         "vocab_size": tokenizer.vocab_size,
         "shards": shards,
         "seal": dict(seal) if seal is not None else None,
+        "sha256": "",
     }
     if seal is not None:
         check_seal(seal, _sides(folder, shards), str(folder))
@@ -182,7 +208,7 @@ def write_shards(
     return manifest
 
 
-def _sides(folder: Path, entries: list[dict[str, Any]]) -> dict[str, Side]:
+def _sides(folder: Path, entries: list[ShardEntry]) -> dict[str, Side]:
     """Ids and families of every split's documents."""
     found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for entry in entries:
@@ -206,11 +232,11 @@ def _manifest_hash(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> ShardManifest:
     """The manifest of a folder of shards. Raises UserError where it is missing, altered or of another form."""
     path = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(path.read_bytes())
+        manifest: ShardManifest = json.loads(path.read_bytes())
         good = manifest["sha256"] == _manifest_hash(manifest)
     except FileNotFoundError:
         raise UserError(
@@ -258,8 +284,8 @@ def open_shards(
             shards[entry["domain"], entry["split"]] = Shard(
                 data.view(np.ndarray), index["offsets"], index["n_bytes"], index["ids"]
             )
-    if manifest.get("seal") is not None:
-        check_seal(manifest["seal"], _sides(folder, manifest["shards"]), str(folder))
+    if (seal := manifest["seal"]) is not None:
+        check_seal(seal, _sides(folder, manifest["shards"]), str(folder))
     return shards
 
 

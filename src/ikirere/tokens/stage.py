@@ -12,7 +12,7 @@ from ikirere.errors import UserError
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokens.shards import open_shards, read_manifest, write_shards
+from ikirere.tokens.shards import ShardManifest, open_shards, read_manifest, write_shards
 
 
 class ShardStage(Stage):
@@ -45,10 +45,11 @@ class ShardStage(Stage):
                     read_json(data / SEAL),
                 )
         fields = ("domain", "split", "documents", "tokens", "bytes")
-        context.write_rows("shards.jsonl", ({k: entry[k] for k in fields} for entry in manifest["shards"]))
+        rows = [dict(entry) for entry in manifest["shards"]]
+        context.write_rows("shards.jsonl", ({k: row[k] for k in fields} for row in rows))
         result = StageResult(artifacts=["shards", "shards.jsonl"])
         for entry in manifest["shards"]:
-            here = {k: entry[k] for k in ("domain", "split")}
+            here = {"domain": entry["domain"], "split": entry["split"]}
             name = f"{entry['domain']}/{entry['split']}"
             result.metrics += [
                 context.metric(f"tokens/{name}", "scalar", "shards.jsonl", "tokens", where=here),
@@ -58,7 +59,7 @@ class ShardStage(Stage):
             ]
         return result
 
-    def _finished(self, context: StageContext, tokenizer: Tokenizer, seal: object) -> dict[str, Any] | None:
+    def _finished(self, context: StageContext, tokenizer: Tokenizer, seal: object) -> ShardManifest | None:
         """The manifest of whole shards of these documents that are there already; None where they are not."""
         folder = context.folder / "shards"
         try:

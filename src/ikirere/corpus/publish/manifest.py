@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict, cast
 
 from ikirere.common.files import file_sha256, json_sha256, write_json
 from ikirere.errors import UserError
@@ -18,17 +18,66 @@ FORMAT = 1
 FOLDER = "manifests"
 
 
-def file_entry(root: Path, name: str) -> dict[str, Any]:
+class FileEntry(TypedDict):
+    """A file below the manifests' root: path relative to it, bytes, sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+class SplitEntry(TypedDict):
+    """A split of a set; ids: hash of its documents' ids."""
+
+    documents: int
+    bytes: int
+    ids: str
+
+
+class SetManifest(TypedDict):
+    """A set of documents. rows: column -> value of those rows of the files that belong to it (empty: all)."""
+
+    format: int
+    kind: Literal["set"]
+    name: str
+    version: str
+    files: list[FileEntry]
+    rows: dict[str, str]
+    splits: dict[str, SplitEntry]
+    parents: list[dict[str, Any]]
+    sha256: str
+
+
+class WeightedSet(TypedDict):
+    """A set as a mixture names it: `name:version`, the hash of its manifest, its share, bytes of its training split."""
+
+    set: str
+    sha256: str
+    weight: float
+    bytes: int
+
+
+class MixtureManifest(TypedDict):
+    """A mixture of sets."""
+
+    format: int
+    kind: Literal["mixture"]
+    name: str
+    version: str
+    parents: list[WeightedSet]
+    sha256: str
+
+
+Manifest = SetManifest | MixtureManifest
+
+
+def file_entry(root: Path, name: str) -> FileEntry:
     """A file as a manifest lists it."""
     return {"path": name, "size": (root / name).stat().st_size, "sha256": file_sha256(root / name)}
 
 
-def sealed(body: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with its own hash."""
-    return dict(body) | {"sha256": own_hash(body)}
-
-
 def own_hash(manifest: Mapping[str, Any]) -> str:
+    """The hash that a manifest carries: of all its other entries."""
     return json_sha256({k: v for k, v in manifest.items() if k != "sha256"})
 
 
@@ -39,26 +88,25 @@ def set_manifest(
     splits: Mapping[str, Mapping[str, Any]],
     parents: Sequence[Mapping[str, Any]],
     columns: Mapping[str, str] | None = None,
-) -> dict[str, Any]:
+) -> SetManifest:
     """A set. splits: documents, bytes and the hash of the ids of each. parents: where it comes from (sources, or the
     manifest it was cut from). columns: values that a row of the files has to have to belong to the set."""
-    return sealed(
-        {
-            "format": FORMAT,
-            "kind": "set",
-            "name": name,
-            "version": version,
-            "files": list(files),
-            "rows": dict(columns or {}),
-            "splits": {k: dict(v) for k, v in splits.items()},
-            "parents": [dict(p) for p in parents],
-        }
-    )
+    body = {
+        "format": FORMAT,
+        "kind": "set",
+        "name": name,
+        "version": version,
+        "files": list(files),
+        "rows": dict(columns or {}),
+        "splits": {k: dict(v) for k, v in splits.items()},
+        "parents": [dict(p) for p in parents],
+    }
+    return cast(SetManifest, body | {"sha256": own_hash(body)})
 
 
 def mixture_manifest(
-    name: str, version: str, weights: Mapping[str, float], sets: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+    name: str, version: str, weights: Mapping[str, float], sets: Mapping[str, SetManifest]
+) -> MixtureManifest:
     """A mixture of sets by weight (normalised). Raises UserError for a weight that names no set, and for weights that
     are all 0."""
     used = {k: w for k, w in weights.items() if w > 0}
@@ -69,30 +117,30 @@ def mixture_manifest(
     if not used:
         raise UserError(f"mixture {name}: no set has a weight above 0")
     whole = sum(used.values())
-    return sealed(
-        {
-            "format": FORMAT,
-            "kind": "mixture",
-            "name": name,
-            "version": version,
-            "parents": [
-                {
-                    "set": f"{k}:{sets[k]['version']}",
-                    "sha256": sets[k]["sha256"],
-                    "weight": used[k] / whole,
-                    "bytes": sets[k]["splits"].get("train", {}).get("bytes", 0),
-                }
-                for k in sorted(used)
-            ],
-        }
-    )
+    body = {
+        "format": FORMAT,
+        "kind": "mixture",
+        "name": name,
+        "version": version,
+        "parents": [
+            {
+                "set": f"{k}:{sets[k]['version']}",
+                "sha256": sets[k]["sha256"],
+                "weight": used[k] / whole,
+                "bytes": sets[k]["splits"]["train"]["bytes"] if "train" in sets[k]["splits"] else 0,
+            }
+            for k in sorted(used)
+        ],
+    }
+    return cast(MixtureManifest, body | {"sha256": own_hash(body)})
 
 
 def path_of(root: Path, name: str, version: str) -> Path:
+    """Where the manifest of `name:version` is."""
     return root / FOLDER / name / f"{version}.json"
 
 
-def write_manifest(root: Path, manifest: Mapping[str, Any]) -> str:
+def write_manifest(root: Path, manifest: Manifest) -> str:
     """Write a manifest below `root`; its path relative to it."""
     path = path_of(root, manifest["name"], manifest["version"])
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,7 +148,7 @@ def write_manifest(root: Path, manifest: Mapping[str, Any]) -> str:
     return path.relative_to(root).as_posix()
 
 
-def read_manifests(root: Path) -> dict[str, dict[str, Any]]:
+def read_manifests(root: Path) -> dict[str, Manifest]:
     """All manifests below `root` by `name:version`. Raises UserError naming one that is altered or damaged."""
     found = {}
     for path in sorted((root / FOLDER).glob("*/*.json")):
@@ -129,13 +177,14 @@ def verify(root: Path) -> list[str]:
         return [str(error)]
     checked: dict[tuple[str, str], str | None] = {}
     for name, manifest in manifests.items():
-        for entry in manifest.get("files", ()):
-            key = (entry["path"], entry["sha256"])
-            if key not in checked:
-                checked[key] = _file_fault(root, entry)
-            if fault := checked[key]:
-                wrong.append(f"{name}: {fault}")
-        if manifest["kind"] == "mixture":
+        if manifest["kind"] == "set":
+            for entry in manifest["files"]:
+                key = (entry["path"], entry["sha256"])
+                if key not in checked:
+                    checked[key] = _file_fault(root, entry)
+                if fault := checked[key]:
+                    wrong.append(f"{name}: {fault}")
+        else:
             for parent in manifest["parents"]:
                 known = manifests.get(parent["set"])
                 if known is None:
@@ -145,7 +194,7 @@ def verify(root: Path) -> list[str]:
     return wrong
 
 
-def _file_fault(root: Path, entry: Mapping[str, Any]) -> str | None:
+def _file_fault(root: Path, entry: FileEntry) -> str | None:
     path = root / entry["path"]
     if not path.is_file():
         return f"{path} is missing"

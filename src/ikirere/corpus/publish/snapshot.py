@@ -20,6 +20,10 @@ import pyarrow.parquet as pq
 from ikirere.common.files import atomic_folder, atomic_path, read_json, write_text
 from ikirere.corpus.publish.manifest import (
     FOLDER,
+    FileEntry,
+    Manifest,
+    MixtureManifest,
+    SetManifest,
     file_entry,
     mixture_manifest,
     path_of,
@@ -78,7 +82,7 @@ def _export(data_folder: Path, target: Path, say: Say) -> list[str]:
         raise UserError(wrong[0])
     manifests = read_manifests(data_folder)
     target.mkdir(parents=True, exist_ok=True)
-    sets: dict[str, dict[str, Any]] = {}
+    sets: dict[str, SetManifest] = {}
     for name, manifest in manifests.items():
         if manifest["kind"] == "set":
             sets[manifest["name"]] = _export_set(data_folder, manifest, target)
@@ -93,24 +97,24 @@ def _export(data_folder: Path, target: Path, say: Say) -> list[str]:
     return sorted(manifests)
 
 
-def _export_set(data_folder: Path, manifest: Mapping[str, Any], target: Path) -> dict[str, Any]:
-    place = f"data/{manifest['name']}/{manifest['version']}"
+def _export_set(data_folder: Path, manifest: SetManifest, target: Path) -> SetManifest:
+    folder = f"data/{manifest['name']}/{manifest['version']}"
     old = path_of(target, manifest["name"], manifest["version"])
     if old.is_file():
-        known = read_json(old)
+        known: SetManifest = read_json(old)
         if known["parents"] != [{"manifest": manifest["sha256"]}]:
             raise UserError(
                 f"{old}: {manifest['name']}:{manifest['version']} is there with other content, and a version never "
                 "changes; raise data.version"
             )
-        return dict(known)
-    (target / place).mkdir(parents=True, exist_ok=True)
+        return known
+    (target / folder).mkdir(parents=True, exist_ok=True)
     files = []
     for entry in manifest["files"]:
         split = Path(entry["path"]).stem.rpartition("-")[2]
-        if manifest["splits"].get(split, {}).get("documents"):
+        if split in manifest["splits"] and manifest["splits"][split]["documents"]:
             files.append(
-                _cut(data_folder / entry["path"], manifest["rows"], target, f"{place}/{split}.parquet")
+                _cut(data_folder / entry["path"], manifest["rows"], target, f"{folder}/{split}.parquet")
             )
     made = set_manifest(
         manifest["name"], manifest["version"], files, manifest["splits"], [{"manifest": manifest["sha256"]}]
@@ -119,7 +123,7 @@ def _export_set(data_folder: Path, manifest: Mapping[str, Any], target: Path) ->
     return made
 
 
-def _cut(source: Path, rows: Mapping[str, str], target: Path, name: str) -> dict[str, Any]:
+def _cut(source: Path, rows: Mapping[str, str], target: Path, name: str) -> FileEntry:
     """The rows of a set as a file of their own."""
     import pyarrow.compute as pc
 
@@ -137,7 +141,7 @@ def _cut(source: Path, rows: Mapping[str, str], target: Path, name: str) -> dict
     return file_entry(target, name)
 
 
-def _unchanged(target: Path, manifest: Mapping[str, Any]) -> None:
+def _unchanged(target: Path, manifest: MixtureManifest) -> None:
     path = path_of(target, manifest["name"], manifest["version"])
     if path.is_file() and read_json(path)["sha256"] != manifest["sha256"]:
         raise UserError(
@@ -146,7 +150,7 @@ def _unchanged(target: Path, manifest: Mapping[str, Any]) -> None:
         )
 
 
-def readme(manifests: Mapping[str, Mapping[str, Any]]) -> str:
+def readme(manifests: Mapping[str, Manifest]) -> str:
     """The hub's dataset card: one configuration per set and version, and a table."""
     configs, table = [], []
     for manifest in manifests.values():
