@@ -13,7 +13,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from ikirere.corpus.document import Document
-from ikirere.corpus.readers import Place, open_source
+from ikirere.corpus.readers import SourcePosition, open_source
 from ikirere.corpus.readers.presets import sudoku_rows
 from ikirere.recipe.data import Source
 
@@ -32,7 +32,9 @@ def set_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", folder / "cache")
 
 
-def read(folder: Path, start: int | Place = 0, **fields: Any) -> tuple[list[Document], list[tuple[str, str]]]:
+def read(
+    folder: Path, start: int | SourcePosition = 0, **fields: Any
+) -> tuple[list[Document], list[tuple[str, str]]]:
     skipped: list[tuple[str, str]] = []
     config: Source = TypeAdapter(Source).validate_python({"kind": "hub", "name": "n", "domain": "d"} | fields)
     return list(open_source(config, folder, lambda *found: skipped.append(found), start=start)), skipped

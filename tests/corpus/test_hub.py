@@ -16,7 +16,7 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 from hub_room import ARC, PAIR, ROWS, as_json_gz, as_parquet, read, set_apart
 
-from ikirere.corpus.readers import Place, fingerprint, open_source, size
+from ikirere.corpus.readers import SourcePosition, fingerprint, open_source, size
 from ikirere.corpus.readers.hub import HubSource
 from ikirere.corpus.readers.python_environment import PythonEnvironmentSource
 from ikirere.errors import UserError
@@ -42,14 +42,14 @@ def test_hub_goes_on_at_any_row(tmp_path: Path, make: Any) -> None:
     copy = make(tmp_path / "copy", texts(["one", "", "two", "three", " ", "four"]))
     config = Hub(kind="hub", name="n", domain="d", dataset=copy, max_bytes=12)
     skips: list[tuple[str, str]] = []
-    whole, places, told = [], [Place()], [0]
+    whole, places, told = [], [SourcePosition()], [0]
     reading = open_source(config, tmp_path, lambda *s: skips.append(s))
     for document in reading:
         whole.append(document)
-        places.append(reading.place)
+        places.append(reading.position)
         told.append(len(skips))
     assert [d.text for d in whole] == ["one", "two", "three", "four"]
-    assert places[2] == Place(2, 6, 3)
+    assert places[2] == SourcePosition(2, 6, 3)
     for k in range(len(whole) + 1):
         for start in (k, places[k]):
             after: list[tuple[str, str]] = []
@@ -66,7 +66,7 @@ def test_hub_skips_rows_without_reading_them(tmp_path: Path, monkeypatch: pytest
     skip = IterableDataset.skip
     monkeypatch.setattr(IterableDataset, "skip", lambda self, n: past.append(n) or skip(self, n))
     copy = as_parquet(tmp_path / "copy", texts(list("abcdef")))
-    assert [d.text for d in read(tmp_path, dataset=copy, start=Place(4, 4, 4))[0]] == ["e", "f"]
+    assert [d.text for d in read(tmp_path, dataset=copy, start=SourcePosition(4, 4, 4))[0]] == ["e", "f"]
     assert past == [4]
     assert [d.text for d in read(tmp_path, dataset=copy, start=4)[0]] == [
         "e",

@@ -19,7 +19,7 @@ from pydantic import TypeAdapter
 
 from ikirere.corpus.document import Document
 from ikirere.corpus.licence import spdx_expression
-from ikirere.corpus.readers import Place, fingerprint, open_source, reader, size
+from ikirere.corpus.readers import SourcePosition, fingerprint, open_source, reader, size
 from ikirere.corpus.readers.docstrings import documentation
 from ikirere.corpus.readers.python_environment import PythonEnvironmentSource, generated
 from ikirere.corpus.readers.text import decode, interleave
@@ -301,11 +301,11 @@ def test_every_kind_goes_on_where_it_was(
     source = config(kind=kind.split(",")[0], **common, **KINDS[kind])
     skips: list[tuple[str, str]] = []
     whole: list[Document] = []
-    places, told = [Place()], [0]
+    places, told = [SourcePosition()], [0]
     reading = open_source(source, tmp_path, lambda *found: skips.append(found))
     for document in reading:
         whole.append(document)
-        places.append(reading.place)
+        places.append(reading.position)
         told.append(len(skips))
     assert len(whole) > 1 and places[-1].n_bytes == sum(d.n_bytes for d in whole)
     # The environment takes a second to open.
@@ -314,14 +314,14 @@ def test_every_kind_goes_on_where_it_was(
         for start in (k, places[k]):
             after: list[tuple[str, str]] = []
             again = open_source(source, tmp_path, lambda *found, a=after: a.append(found), start=start)
-            assert list(again) == whole[k:] and again.place == places[-1]
+            assert list(again) == whole[k:] and again.position == places[-1]
             full = source.max_bytes is not None and places[-1].n_bytes >= source.max_bytes
             assert after == skips[told[k] :] or (k == len(whole) and full)
 
 
 def test_a_source_that_has_shrunk_is_named(corpus: Path) -> None:
     source = config(kind="jsonl", name="n", path=str(corpus), domain="d")
-    for start in (3, Place(3, 21)):
+    for start in (3, SourcePosition(3, 21)):
         with pytest.raises(UserError, match=r"has 2 documents, but 3 were read before"):
             list(open_source(source, corpus, lambda *found: None, start=start))
 

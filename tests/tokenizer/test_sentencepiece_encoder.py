@@ -99,7 +99,7 @@ texts = st.lists(st.one_of(st.text(max_size=30), odd, special, cut_special, many
 def test_any_text_gets_the_ids_of_the_record(trained: dict[str, Tokenizer], text: str) -> None:
     for tokenizer in trained.values():
         ids = tokenizer.encode(text)
-        assert ids == tokenizer._by_record([text])[0]
+        assert ids == tokenizer._by_tokenizers([text])[0]
         assert tokenizer.decode(ids) == text
         assert tokenizer.special_ids.isdisjoint(ids)
 
@@ -224,7 +224,7 @@ def test_a_text_that_is_not_spelled_whole_goes_to_the_record(
     monkeypatch.setattr(fast, "_one", lambda chunk: whole(chunk)[1:])
     monkeypatch.setattr(fast, "_many", lambda chunks: [whole(chunk)[1:] for chunk in chunks])
     assert tokenizer.encode_batch(TEXTS[:3]) == expected
-    assert tokenizer.encode("one line") == tokenizer._by_record(["one line"])[0]
+    assert tokenizer.encode("one line") == tokenizer._by_tokenizers(["one line"])[0]
 
 
 def test_without_sentencepiece_ids_are_the_same(

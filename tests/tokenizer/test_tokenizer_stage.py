@@ -21,7 +21,7 @@ from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.recipe.yamlio import parse
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.corpus import choose
+from ikirere.tokenizer.corpus import choose_sample
 from ikirere.tokenizer.stage import TokenizerStage
 from ikirere.tokenizer.train import train_tokenizer
 
@@ -43,22 +43,22 @@ def write(path: Path, texts: Mapping[str, list[str]]) -> None:
 def test_samples_follow_the_mixture_and_repeat(tmp_path: Path) -> None:
     file = tmp_path / "d.parquet"
     write(file, {"code": TEXTS[:30], "docs": [f"é{i} " * 2000 for i in range(20)]})
-    sample = choose(file, 40_000, {"code": 3, "docs": 1}, seed=1)
+    sample = choose_sample(file, 40_000, {"code": 3, "docs": 1}, seed=1)
     assert sample.taken == {"code": 30_000, "docs": 10_000}
     texts = list(sample)
     assert 39_990 <= sum(len(t.encode()) for t in texts) <= 40_000  # a character is never cut in two
-    assert texts == list(choose(file, 40_000, {"code": 3, "docs": 1}, seed=1))
-    assert texts != list(choose(file, 40_000, {"code": 3, "docs": 1}, seed=2))
-    everything = choose(file, 10**9, {}, seed=0)
+    assert texts == list(choose_sample(file, 40_000, {"code": 3, "docs": 1}, seed=1))
+    assert texts != list(choose_sample(file, 40_000, {"code": 3, "docs": 1}, seed=2))
+    everything = choose_sample(file, 10**9, {}, seed=0)
     assert sum(len(t.encode()) for t in everything) == sum(everything.taken.values())
-    short = choose(file, 1_000_000, {"docs": 1}, seed=0)
+    short = choose_sample(file, 1_000_000, {"docs": 1}, seed=0)
     assert short.taken["docs"] < short.wanted["docs"]
     with pytest.raises(UserError, match=r"tokenizer\.mixture: .* domain law; domains are code, docs"):
-        choose(file, 1000, {"law": 1.0}, seed=0)
+        choose_sample(file, 1000, {"law": 1.0}, seed=0)
     with pytest.raises(UserError, match="all weights are 0"):
-        choose(file, 1000, {"code": 0.0}, seed=0)
+        choose_sample(file, 1000, {"code": 0.0}, seed=0)
     with pytest.raises(UserError, match="absent"):
-        choose(tmp_path / "absent.parquet", 1000, {}, seed=0)
+        choose_sample(tmp_path / "absent.parquet", 1000, {}, seed=0)
 
 
 class Bar:

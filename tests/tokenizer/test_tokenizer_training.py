@@ -113,7 +113,7 @@ def test_training_reports_how_far_it_is(tmp_path: Path) -> None:
 def test_a_trainer_that_fails_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker, "sys", type("Python", (), {"executable": "/bin/false"}))
     with pytest.raises(UserError, match="training ended early"):
-        worker.learn_apart(bpe.learn, ["text"], 300, True, tmp_path)
+        worker.learn_in_subprocess(bpe.learn, ["text"], 300, True, tmp_path)
     assert not list(tmp_path.iterdir())
 
 

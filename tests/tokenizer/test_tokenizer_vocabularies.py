@@ -24,7 +24,7 @@ from ikirere.tokenizer.base import Tokenizer, byte_characters
 from ikirere.tokenizer.gguf import read_gguf
 from ikirere.tokenizer.specials import SPECIALS
 from ikirere.tokenizer.train import train_tokenizer
-from ikirere.tokenizer.vocabularies import CUTS, Own, Public, name_of, read_vocabulary
+from ikirere.tokenizer.vocabularies import CUTS, OwnVocabulary, PublicVocabulary, name_of, read_vocabulary
 
 LIBRARY = Path(sysconfig.get_paths()["stdlib"])
 TEXTS = [file.read_text(encoding="utf-8")[:6000] for file in sorted(LIBRARY.glob("[a-h]*.py"))[:30]]
@@ -222,7 +222,7 @@ def test_ours_and_others_are_told_apart(tmp_path: Path, ours: Path, tree: dict[s
     Tokenizer.load(ours).save(tmp_path / "run" / "tokenizer" / "tokenizer")
     assert read_vocabulary(tmp_path / "run").name == "run"
     own = read_vocabulary(ours)
-    assert isinstance(own, Own) and own.name == "ours" and own.vocab_size == 700
+    assert isinstance(own, OwnVocabulary) and own.name == "ours" and own.vocab_size == 700
     assert own.single_bytes == frozenset(range(17, 273))
     assert own.sha256 == Tokenizer.load(ours).sha256
     ids = own.encode_batch([TEXTS[0]])[0]
@@ -231,7 +231,7 @@ def test_ours_and_others_are_told_apart(tmp_path: Path, ours: Path, tree: dict[s
     other = dict(tree, added_tokens=[t for t in tree["added_tokens"] if t["content"] != "<nl>"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
     public = read_vocabulary(tmp_path, "theirs")
-    assert isinstance(public, Public) and public.name == "theirs"
+    assert isinstance(public, PublicVocabulary) and public.name == "theirs"
     assert public.encode_batch([TEXTS[0]])[0] == ids
     assert public.parity(TEXTS[0], ids) is None
     assert public.decode(public.encode_batch(["<|end|> <pad>"])[0]) == "<|end|> <pad>"

@@ -117,7 +117,7 @@ def checked(pieces: Pieces, rows: int, length: int) -> np.ndarray:
     """Tokens of the pieces, after a look at padding."""
     assert np.bincount(pieces.row, weights=pieces.length, minlength=rows).tolist() == [length] * rows
     padding = pieces.source < 0
-    assert not pieces.goes_on[padding].any()
+    assert not pieces.continues[padding].any()
     for row in range(rows):
         assert not padding[pieces.row == row][:-1].any() and not padding[pieces.row == row].all()
     real = zip(pieces.source[~padding].tolist(), pieces.length[~padding].tolist())
@@ -141,7 +141,7 @@ def test_every_token_once_in_each_epoch(lengths: list[int], length: int, seed: i
         document = np.searchsorted(shard.offsets, pieces.source, side="right") - 1
         real = pieces.source >= 0
         ends = shard.offsets[document + 1]
-        assert (pieces.goes_on == (real & (pieces.source + pieces.length < ends))).all()
+        assert (pieces.continues == (real & (pieces.source + pieces.length < ends))).all()
         # One piece where the document fits, full rows and at most one rest where it does not.
         in_pieces = Counter(document[real].tolist())
         assert in_pieces == {d: -(-n // length) for d, n in enumerate(lengths)}
@@ -181,7 +181,7 @@ def test_rows_do_not_depend_on_those_asked_with_them(
     chosen = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=8))
     some = BestFit(DocumentStream(shard_of(lengths), "a", 1), 0, length, count, 5).pieces(np.array(chosen))
     for place, row in enumerate(chosen):
-        for name in ("source", "length", "goes_on"):
+        for name in ("source", "length", "continues"):
             theirs, mine = getattr(whole, name)[whole.row == row], getattr(some, name)[some.row == place]
             assert theirs.tolist() == mine.tolist()
 

@@ -3,7 +3,7 @@
 Three properties hold whatever the text is (tested with random Unicode and with hostile text):
 no encoded text holds a special id; decoding gives the text back; there is no unknown token.
 
-Unigram vocabularies trained here are encoded by sentencepiece, with equal ids (fast.py; `parity` compares a text).
+Unigram vocabularies trained here are encoded by sentencepiece, with equal ids (sentencepiece_encoder.py; `parity` compares a text).
 With `indent_transform` line ends and indents are tokens of their own (indent.py), which tokenizer.json knows nothing of:
 its ids, and so those of transformers, are then those of the text as it stands, which decode to the same text.
 """
@@ -161,19 +161,19 @@ class Tokenizer:
         """
         rows = list(texts)
         if self._fast is None:
-            return self._by_record(rows)
+            return self._by_tokenizers(rows)
         return [ids.tolist() for ids in self._by_sentencepiece(rows)]
 
     def encode_arrays(self, texts: Iterable[str]) -> list[Ids]:
         """`encode_batch` as arrays of int32, which is what sentencepiece gives."""
         rows = list(texts)
         if self._fast is None:
-            return [np.array(ids, np.int32) for ids in self._by_record(rows)]
+            return [np.array(ids, np.int32) for ids in self._by_tokenizers(rows)]
         return self._by_sentencepiece(rows)
 
     def parity(self, text: str) -> bool:
         """Whether the text gets the ids that it gets from tokenizer.json through `tokenizers` alone."""
-        return self.encode(text) == self._by_record([text])[0]
+        return self.encode(text) == self._by_tokenizers([text])[0]
 
     @property
     def encoder(self) -> str:
@@ -200,11 +200,11 @@ class Tokenizer:
         except UnicodeEncodeError:
             raise _not_text(rows) from None
         return [
-            np.array(self._by_record([row])[0], np.int32) if ids is None else ids
+            np.array(self._by_tokenizers([row])[0], np.int32) if ids is None else ids
             for row, ids in zip(rows, encoded)
         ]
 
-    def _by_record(self, rows: list[str]) -> list[list[int]]:
+    def _by_tokenizers(self, rows: list[str]) -> list[list[int]]:
         """`encode_batch` by `tokenizers` alone."""
         if not self.indent_transform:
             return self._backend_ids(rows)
@@ -276,8 +276,8 @@ class Tokenizer:
         except (KeyError, IndexError):
             raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
 
-    def bytes_behind(self, lines: LineDecoder | None, token: int) -> bytes:
-        """What this id gives behind those that `lines` was fed; it is fed this one. Special tokens give nothing."""
+    def bytes_after(self, lines: LineDecoder | None, token: int) -> bytes:
+        """What this id gives after those that `lines` was fed; it is fed this one. Special tokens give nothing."""
         if lines is None:
             return self.decode_bytes((token,))
         try:
@@ -298,7 +298,7 @@ class Tokenizer:
         return self.decode_bytes(ids, keep_special).decode("utf-8", errors="replace")
 
     def stream_decoder(self, after: Iterable[int] = ()) -> StreamDecoder:
-        """A decoder that is fed one id at a time, and gives the text behind the ids `after`."""
+        """A decoder that is fed one id at a time, and gives the text that follows the ids `after`."""
         return StreamDecoder(self, after)
 
     @cached_property
@@ -332,7 +332,7 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Text that became complete with this id ('' for special tokens and unfinished characters)."""
-        return self._decoder.decode(self._tokenizer.bytes_behind(self._lines, token))
+        return self._decoder.decode(self._tokenizer.bytes_after(self._lines, token))
 
     def flush(self) -> str:
         """What is left, U+FFFD for an unfinished character; the decoder starts anew."""

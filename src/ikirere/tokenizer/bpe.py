@@ -20,7 +20,7 @@ from ikirere.errors import UserError
 from ikirere.recipe.sections import Tokenizer as Config
 from ikirere.tokenizer.base import byte_characters, special_token
 from ikirere.tokenizer.specials import SPECIALS
-from ikirere.tokenizer.worker import learn_apart
+from ikirere.tokenizer.worker import learn_in_subprocess
 
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,DIGITS}"
@@ -50,7 +50,7 @@ def define(
 ) -> str:
     """tokenizer.json of a BPE vocabulary of exactly `config.vocab_size` ids. Raises UserError where that cannot be."""
     check(config, base)
-    learnt = learn_apart(learn, texts, config.vocab_size - len(SPECIALS), config.split_digits, work)
+    learnt = learn_in_subprocess(learn, texts, config.vocab_size - len(SPECIALS), config.split_digits, work)
     merges = [(left, right) for left, right in learnt]
     wanted = config.vocab_size - SMALLEST
     if len(_tokens(merges)) < wanted:

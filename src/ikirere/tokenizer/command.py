@@ -17,10 +17,10 @@ from ikirere.tokenizer.compare import compare as compare_arms
 from ikirere.tokenizer.compare import fingerprint
 from ikirere.tokenizer.comparison import Arm, Comparison, Criterion, Document, default_criteria
 from ikirere.tokenizer.comparison_markdown import domains
-from ikirere.tokenizer.corpus import choose
+from ikirere.tokenizer.corpus import choose_sample
 from ikirere.tokenizer.report import ALL, TOGETHER, Figures, Row, count_document, measure_documents, totals
 from ikirere.tokenizer.train import train_tokenizer
-from ikirere.tokenizer.vocabularies import Own, name_of, read_vocabulary
+from ikirere.tokenizer.vocabularies import OwnVocabulary, name_of, read_vocabulary
 from ikirere.tokenizer.vocabulary import Vocabulary
 
 TRAIN, HELDOUT = "documents-train.parquet", "documents-heldout.parquet"
@@ -68,7 +68,7 @@ def train(
             raise UserError(
                 f"{parquet}: not there; give --text FILES, or run the stage data first (ikirere run ... --until data)"
             )
-        sample = choose(parquet, config.train_bytes, config.mixture, recipe.seed)
+        sample = choose_sample(parquet, config.train_bytes, config.mixture, recipe.seed)
         for domain, size in sample.taken.items():
             say(f"{domain}: {size / 1e6:.1f} MB")
         say(f"training {config.kind} with {config.vocab_size:,} ids")
@@ -97,7 +97,7 @@ def report(
     values: dict[str, dict[str, float]] = {}
     for figure in figures.found.values():
         values.setdefault(figure.domain, {})[figure.metric] = figure.value
-    if isinstance(vocabulary, Own):
+    if isinstance(vocabulary, OwnVocabulary):
         values[ALL]["forged_specials"] = totals(rows)["forged_specials"]
         say(f"forged special tokens: {values[ALL]['forged_specials']:.0f}")
     return values
@@ -205,7 +205,7 @@ def _write_documents(parquet: Path, documents: Sequence[Document]) -> None:
 
 
 def _rows(vocabulary: Vocabulary, documents: Sequence[Document]) -> Iterator[Row]:
-    if isinstance(vocabulary, Own):
+    if isinstance(vocabulary, OwnVocabulary):
         fields = ({"id": d.id, "domain": d.domain, "text": d.text} for d in documents)
         yield from measure_documents(vocabulary.tokenizer, fields)
         return
@@ -218,7 +218,7 @@ def _rows(vocabulary: Vocabulary, documents: Sequence[Document]) -> Iterator[Row
 
 
 def _arm(spec: str, candidate: bool) -> Arm:
-    """`NAME=PATH`, or a path with its own name; an `=` behind a slash belongs to the path."""
+    """`NAME=PATH`, or a path with its own name; an `=` after a slash belongs to the path."""
     name, sign, rest = spec.partition("=")
     if sign and name and rest and "/" not in name:
         return Arm(name, rest, candidate)

@@ -29,7 +29,7 @@ class Sample:
                 yield row["text"] if len(data) <= size else data[:size].decode(errors="ignore")
 
 
-def choose(parquet: Path, train_bytes: int, mixture: Mapping[str, float], seed: int) -> Sample:
+def choose_sample(parquet: Path, train_bytes: int, mixture: Mapping[str, float], seed: int) -> Sample:
     """Documents up to `train_bytes`, shared among domains by `mixture` (empty: as the data is).
 
     Within a domain documents are taken in the order of a hash of seed and id. A domain with less than its share gives

@@ -12,7 +12,7 @@ from ikirere.errors import UserError
 from ikirere.tokenizer.vocabulary import Vocabulary, version_of
 
 
-class Package:
+class PackageVocabulary:
     """A vocabulary that a package encodes, one text at a time."""
 
     def __init__(
@@ -62,7 +62,7 @@ def _tiktoken(encoding: str, name: str) -> Vocabulary:
     found = tiktoken_encoding(encoding)
     bytes_of = found._mergeable_ranks
     single = [i for token, i in bytes_of.items() if len(token) == 1]
-    return Package(name, "tiktoken", found.n_vocab, single, found.encode_ordinary, found.decode)
+    return PackageVocabulary(name, "tiktoken", found.n_vocab, single, found.encode_ordinary, found.decode)
 
 
 def _rs_bpe(encoding: str, name: str) -> Vocabulary:
@@ -76,7 +76,7 @@ def _rs_bpe(encoding: str, name: str) -> Vocabulary:
         raise UserError(f"rs_bpe:{encoding} needs: pip install rs_bpe") from None
     found = openai.o200k_base() if encoding == "o200k" else openai.cl100k_base()
     # The first 256 ranks of both are the bytes.
-    return Package(name, "rs_bpe", sizes[encoding], range(256), found.encode, found.decode)
+    return PackageVocabulary(name, "rs_bpe", sizes[encoding], range(256), found.encode, found.decode)
 
 
 def _mistral(encoding: str, name: str) -> Vocabulary:
@@ -96,7 +96,7 @@ def _mistral(encoding: str, name: str) -> Vocabulary:
         )
     found = Tekkenizer.from_file(files[-1])
     shift = found.num_special_tokens
-    return Package(
+    return PackageVocabulary(
         name,
         "mistral-common",
         found.n_words,

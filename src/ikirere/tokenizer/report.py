@@ -16,7 +16,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.vocabularies import Own
+from ikirere.tokenizer.vocabularies import OwnVocabulary
 from ikirere.tokenizer.vocabulary import Vocabulary
 
 TOGETHER = 64  # documents encoded at once
@@ -100,7 +100,7 @@ def count_document(text: str, ids: Sequence[int], vocabulary: Vocabulary, seen: 
 
 def measure_documents(tokenizer: Tokenizer, documents: Iterable[Mapping[str, str]]) -> Iterator[HeldOutRow]:
     """Rows from documents with `id`, `domain` and `text`."""
-    own = Own(tokenizer)
+    own = OwnVocabulary(tokenizer)
     hostile = "".join(tokenizer.special_tokens)
     seen: set[int] = set()
     source = iter(documents)

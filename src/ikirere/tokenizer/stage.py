@@ -15,7 +15,7 @@ from ikirere.programme.metrics import Metric
 from ikirere.programme.stage import Progress, Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 from ikirere.tokenizer.base import Tokenizer
-from ikirere.tokenizer.corpus import choose
+from ikirere.tokenizer.corpus import choose_sample
 from ikirere.tokenizer.pretrained import find_file
 from ikirere.tokenizer.report import HeldOutRow, measure_documents, totals
 from ikirere.tokenizer.train import KINDS, train_tokenizer
@@ -83,7 +83,7 @@ class TokenizerStage(Stage):
         if config.kind == "pretrained":
             context.say(f"adopting {config.pretrained}")
         else:
-            sample = choose(parquet, config.train_bytes, config.mixture, context.seed)
+            sample = choose_sample(parquet, config.train_bytes, config.mixture, context.seed)
             for domain, taken in sample.taken.items():
                 if taken < 0.9 * sample.wanted[domain]:
                     context.say(

@@ -6,7 +6,7 @@ character that is no piece is its UTF-8 bytes. Every text comes back.
 
 Ids: the specials, then the 256 bytes, then the pieces, most likely first. Scores and the cut before encoding are such
 that sentencepiece and `tokenizers` give the same ids to every text, and the spelling of a special token, or of a byte
-(`<0x41>`), is text in both (fast.py says how).
+(`<0x41>`), is text in both (sentencepiece_encoder.py says how).
 
 With `indent_transform` the trainer sees single lines without their indents, so no piece reaches over a line end.
 """
@@ -37,7 +37,7 @@ from ikirere.tokenizer.sentencepiece_encoder import (
     on_grid,
 )
 from ikirere.tokenizer.specials import SPECIALS
-from ikirere.tokenizer.worker import learn_apart
+from ikirere.tokenizer.worker import learn_in_subprocess
 
 COVERAGE = 0.99999  # share of the text's characters that get a piece of their own
 ALPHABET_SHARE = 8  # at most this part of the vocabulary (one eighth) is single characters beyond ASCII
@@ -95,7 +95,7 @@ def define(
     wanted = config.vocab_size - len(FIXED)
     listen = _Rounds(wanted, progress) if progress else None
     learner = learn_lines if config.indent_transform else learn
-    learnt: Pieces = learn_apart(learner, texts, wanted, config.split_digits, work, listen)
+    learnt: Pieces = learn_in_subprocess(learner, texts, wanted, config.split_digits, work, listen)
     if len(learnt) < wanted:
         raise UserError(
             f"tokenizer.vocab_size: {config.vocab_size} is more than this text supports; "
@@ -159,7 +159,7 @@ def _learn(texts: Iterable[str], sentences: Iterable[str], size: int, split_digi
 
 
 def assemble(pieces: Pieces) -> str:
-    """tokenizer.json of the pieces, behind specials and bytes. Scores are on the grid of fast.py."""
+    """tokenizer.json of the pieces, after specials and bytes. Scores are on the grid of sentencepiece_encoder.py."""
     lowest = fixed_score(pieces)
     backend = Backend(
         # `unk_id` has to name something; byte fallback stands before it, so it is never given.

@@ -9,7 +9,7 @@
 | rs_bpe:o200k, rs_bpe:cl100k | the encodings that the package rs_bpe carries |
 | mistral:tekken | the newest Tekken that the package mistral-common carries |
 
-Text is encoded as text everywhere: no spelling of a special token becomes that token, nothing is put in front or behind.
+Text is encoded as text everywhere: no spelling of a special token becomes that token, nothing is added before or after it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def name_of(spec: str | Path) -> str:
 # ---------------------------------------------------------------- tokenizer.json
 
 
-class Own:
+class OwnVocabulary:
     """A tokenizer of ours, encoded by `Tokenizer`."""
 
     def __init__(self, tokenizer: Tokenizer, name: str = "ours") -> None:
@@ -125,7 +125,7 @@ def _length(tokenizer: Tokenizer, index: int) -> int:
         return 0
 
 
-class Public:
+class PublicVocabulary:
     """A vocabulary that Hugging Face `tokenizers` encodes."""
 
     def __init__(self, backend: tokenizers.Tokenizer, name: str, file: Path) -> None:
@@ -182,7 +182,11 @@ def _tokenizer_json(file: Path, name: str) -> Vocabulary:
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"{file}: not a tokenizer.json ({error})") from None
     ours = {token.content for token in backend.get_added_tokens_decoder().values() if token.special}
-    return Own(Tokenizer.load(file), name) if ours.issuperset(SPECIALS) else Public(backend, name, file)
+    return (
+        OwnVocabulary(Tokenizer.load(file), name)
+        if ours.issuperset(SPECIALS)
+        else PublicVocabulary(backend, name, file)
+    )
 
 
 # ---------------------------------------------------------------- GGUF
@@ -255,7 +259,7 @@ def _gguf(path: Path, name: str) -> Vocabulary:
             if kind == _USER_DEFINED and token != f"[PAD{i}]"
         ]
     )
-    return Public(backend, name, path)
+    return PublicVocabulary(backend, name, path)
 
 
 # ---------------------------------------------------------------- packages and files of ranks
@@ -304,4 +308,4 @@ def _ranks(file: Path, cut: str, name: str) -> Vocabulary:
             raise UserError(f"{file}:{i + 1}: not a token in base64 and its rank ({error})") from None
     definition = json.loads(from_ranks(ranks, RANK_CUTS[cut]))
     definition["added_tokens"] = []  # our special tokens, which this vocabulary does not have
-    return Public(tokenizers.Tokenizer.from_str(json.dumps(definition)), name, file)
+    return PublicVocabulary(tokenizers.Tokenizer.from_str(json.dumps(definition)), name, file)

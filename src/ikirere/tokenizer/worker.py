@@ -29,7 +29,7 @@ from ikirere.errors import UserError
 Learn = Callable[[Iterable[str], int, bool], Any]
 
 
-def learn_apart(
+def learn_in_subprocess(
     learn: Learn,
     texts: Iterable[str],
     size: int,

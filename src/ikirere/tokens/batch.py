@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-IGNORE = -100  # label of a place without loss, as in torch.nn.functional.cross_entropy
+IGNORE = -100  # label of a position without loss, as in torch.nn.functional.cross_entropy
 
 
 @dataclass
 class Batch:
     """B rows of T tokens. All integer tensors are int64 of shape [B, T].
 
-    labels: the next token of the same document at each place, -100 where there is none or no loss is wanted.
-    positions: place within the document, from 0 at its first token in the row; on padding without meaning.
+    labels: the next token of the same document at each position, -100 where there is none or no loss is wanted.
+    positions: index within the document, from 0 at its first token in the row; on padding without meaning.
     document_ids: which document of the row a token is in, from 0 per row, -1 on padding; None where each row
         is one document without padding, so that attention needs no mask but the causal one.
     extras: further tensors of an objective (reference log-probabilities, pair ids), first dimension B.
@@ -35,7 +35,7 @@ class Batch:
         """Where documents begin and end in the flattened [B * T] places: int32 [n + 1], from 0 to B * T.
 
         As kernels for sequences of varying length (flash-attention's `varlen`) want it. A document's part in
-        one row is one segment, and so is the padding at a row's end, so that every place is in a segment.
+        one row is one segment, and so is the padding at a row's end, so that every position is in a segment.
         """
         return self._known_bounds()[0]
 

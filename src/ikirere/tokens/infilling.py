@@ -1,7 +1,7 @@
 """Rows with blanks to fill in, from shards: what a model that answers all at once is trained on.
 
-A row is one document, or a window of a long one. Of a puzzle the answer is blank (`data.answers`); of other text random
-spans are (Raffel et al. 2019, arXiv 1910.10683, section 3.3.4, but each token keeps its place). What is blank
+A row is one document, or a window of a long one. Of a puzzle the answer is blank (`puzzle_answers`); of other text random
+spans are (Raffel et al. 2019, arXiv 1910.10683, section 3.3.4, but each token keeps its position). What is blank
 is the label; the rest has none. `<scratchpad>` stands for a blank: it is an id that no text encodes to, and means
 "here something is to be worked out".
 """
@@ -32,7 +32,7 @@ from ikirere.tokens.shards import Shard
 BLANK = SCRATCHPAD
 LEAST, MOST = 0.15, 0.30  # share of a text's tokens that is blank, drawn for each row
 SPAN = 3  # mean tokens of a blank span
-_SPANS = 2  # tells draws of spans from others of the same numbers
+_SPANS = 2  # distinguishes draws of spans from others of the same numbers
 
 
 class Decoder(Protocol):
@@ -65,8 +65,8 @@ class SpanMasker:
     def answer(self, document: np.ndarray, length: int) -> Example | None:
         """The row of a puzzle, with its answer blank; None where no form knows it or question and answer do not fit.
 
-        document: tokens with the closing <eos>, which is a part of the answer. SpanMasker go on to the end of the row, so
-        that their number does not tell the answer's length; behind <eos> nothing is asked.
+        document: tokens with the closing <eos>, which is a part of the answer. Blanks continue to the end of the row, so
+        that their number does not give the answer's length away; after <eos> nothing is asked.
         """
         ids = document.tolist()
         text = self.tokenizer.decode_bytes(ids).decode("latin-1")  # a character per byte
@@ -92,13 +92,13 @@ class SpanMasker:
         return Example(torch.from_numpy(tokens), torch.from_numpy(labels))
 
     def _first(self, ids: list[int], offset: int) -> int:
-        """The first token with a byte at or behind `offset`: one that lies across belongs to what is behind it."""
+        """The first token with a byte at or after `offset`: one that lies across belongs to what follows."""
         return bisect_right(
             range(len(ids)), offset, key=lambda n: len(self.tokenizer.decode_bytes(ids[: n + 1]))
         )
 
     def spans(self, window: np.ndarray, length: int, draw: np.random.Generator) -> Example:
-        """The row of a text's window (at most `length` tokens), with random spans blank and padding behind."""
+        """The row of a text's window (at most `length` tokens), with random spans blank, then padding."""
         count = len(window)
         tokens = np.full(length, self.pad, dtype=np.int64)
         labels = np.full(length, IGNORE, dtype=np.int64)
@@ -123,12 +123,12 @@ class SpanMasker:
 
 
 def random_spans(count: int, draw: np.random.Generator) -> np.ndarray:
-    """Which of `count` places are blank: bool [count]. 15 to 30% (at least one), in spans of 3 on average that do not
+    """Which of `count` positions are blank: bool [count]. 15 to 30% (at least one), in spans of 3 on average that do not
     touch."""
     blanks = min(max(1, round(count * draw.uniform(LEAST, MOST))), count)
     spans = min(max(1, round(blanks / SPAN)), count - blanks + 1)
     sizes = np.diff(np.sort(draw.choice(blanks - 1, spans - 1, replace=False)) + 1, prepend=0, append=blanks)
-    free = count - blanks - (spans - 1)  # one place at least between two spans
+    free = count - blanks - (spans - 1)  # one position at least between two spans
     gaps = np.diff(np.sort(draw.integers(0, free + 1, spans)), prepend=0)
     gaps[1:] += 1
     ends = np.cumsum(gaps + sizes)
@@ -166,7 +166,7 @@ class _Domain:
 class InfillDataset:
     """Examples for `train.recursion.CarriedRows`: a function of shards, phases, seed, phase and number.
 
-    Domains are dealt by `mixture.Schedule`; a phase's domain is gone through in a random order, each row once per epoch.
+    `mixture.Schedule` says which domain a row is of; a phase's domain is gone through in a random order, each row once per epoch.
     answers: domains of puzzles. Raises UserError for a mixture without shards.
     """
 

@@ -17,7 +17,7 @@ from ikirere.tokens.batch import IGNORE, Batch
 from ikirere.tokens.mixture import Schedule
 from ikirere.tokens.packing import BestFit
 from ikirere.tokens.shards import Shard
-from ikirere.tokens.stream import Concatenated, Cut, DocumentStream, Leftover, Recent
+from ikirere.tokens.stream import Concatenated, Cut, DocumentStream, Leftover, LruCache
 
 CUTS: dict[str, Callable[[DocumentStream, int, int, int, int], Cut]] = {
     "concatenate": Concatenated,
@@ -127,7 +127,7 @@ class PackedLoader:
         self._shards, self._seed, self._packing = shards, seed, packing
         self._streams: dict[str, DocumentStream] = {}
         self._parts: list[_Part] = []
-        self._recent = Recent(2)
+        self._recent = LruCache(2)
         self._places = self._filled = 0
         self._used: dict[str, int] = {}  # of each stream, the position at which the next cut begins
         self._left: dict[
@@ -306,8 +306,8 @@ class PackedLoader:
             pieces = cut.pieces(ordinal[here])
             real = pieces.source >= 0
             after = np.full(len(real), IGNORE, dtype=np.int64)
-            nexts = (pieces.source + pieces.length)[pieces.goes_on]
-            after[pieces.goes_on] = cut.stream.shard.data[nexts]
+            nexts = (pieces.source + pieces.length)[pieces.continues]
+            after[pieces.continues] = cut.stream.shard.data[nexts]
             stream = np.where(real, i, len(part.cuts))
             source = np.where(real, pieces.source, 0)
             columns.append((here[pieces.row], stream, source, pieces.length, after))

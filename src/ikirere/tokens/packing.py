@@ -1,12 +1,12 @@
 """Rows of whole documents: best-fit packing (Ding et al. 2024, Fewer Truncations Improve Language Modeling).
 
 A document longer than a row gives full rows and a rest; rests and short documents are packed by
-best-fit-decreasing, so that nothing that fits a row is ever split. Each token is an input place of a row
-once, as in rows that are cut end to end: a document of L tokens, <eos> included, takes L places, and fits
+best-fit-decreasing, so that nothing that fits a row is ever split. Each token is an input position of a row
+once, as in rows that are cut end to end: a document of L tokens, <eos> included, takes L positions, and fits
 where L <= T.
 
 How the pieces lie in rows depends on how many there are of each length only, so the packing works on counts
-per length (`best_fit`), and *which* document sits at each place of that layout is drawn by keyed permutations
+per length (`best_fit`), and *which* document sits at each slot of that layout is drawn by keyed permutations
 that are evaluated where they are asked for (`permuted`). An epoch therefore needs no table of its own: any
 row of any epoch is found in constant time, and kept are 4 bytes per document plus 12 per document longer than
 a row.
@@ -164,7 +164,7 @@ class _Plan:
         self.stream, self.length = stream, length
         offsets = stream.shard.offsets
         if leg.start == 0 and leg.tail == leg.stop == stream.total:
-            documents = stream.documents  # in any order: each has its place drawn anew in every epoch
+            documents = stream.documents  # in any order: each has its slot drawn anew in every epoch
             self.head, self.head_offset = -1, 0
             sizes = offsets[documents + 1] - offsets[documents]
             alone = 0
@@ -250,7 +250,7 @@ class _Plan:
 
 
 class BestFit:
-    """Rows of whole documents from a place `base` of the stream on; arguments as of `stream.Concatenated`.
+    """Rows of whole documents from the position `base` of the stream on; arguments as of `stream.Concatenated`.
 
     Each epoch is packed as a whole, or where a phase begins or ends within it, in stretches: a phase takes
     documents in the epoch's order until they fill its rows (the last document may be cut at the end of a row,
@@ -269,7 +269,7 @@ class BestFit:
     # ------------------------------------------------------------ which documents
 
     def _divide(self, base: int, count: int) -> int:
-        """Makes the legs of `count` rows from a place on. Returns the place where they end."""
+        """Makes the legs of `count` rows from a position on. Returns the position where they end."""
         total = self.stream.total
         epoch, start = divmod(base, total)
         done = 0
@@ -294,13 +294,13 @@ class BestFit:
         return known[self.length]
 
     def _stretch(self, epoch: int, start: int, first: int, wanted: int) -> Leg:
-        """From a place of an epoch on: as many documents as fill the rows, or all that are left of it."""
+        """From a position of an epoch on: as many documents as fill the rows, or all that are left of it."""
         total, length = self.stream.total, self.length
         _, begin = self.stream.epoch(epoch)
         low = int(np.searchsorted(begin, start, side="right")) - 1
         edges = begin[low:].copy()
         edges[0] = start
-        # Documents that surely do not fit any more tell how many need to be looked at.
+        # Documents that surely do not fit any more bound how many need to be looked at.
         reach = min(len(edges) - 1, int(np.searchsorted(edges, start + wanted * length, side="right")))
         full, rest = np.divmod(np.diff(edges[: reach + 1]), length)
         fulls = np.concatenate([[0], np.cumsum(full)])
@@ -312,7 +312,7 @@ class BestFit:
         if many <= wanted:
             return Leg(epoch, 1, first, many, start, total, total)
         # Rows grow almost evenly with tokens, so interpolation soon finds where they come to exceed `wanted`:
-        # it aims a little before and behind by turns, to close in from both sides. Every third guess halves,
+        # it aims a little before and after by turns, to close in from both sides. Every third guess halves,
         # for odd lengths.
         turn = 0
         while over - fits > 1:
@@ -356,5 +356,5 @@ class BestFit:
             parts.append(found)
         if len(parts) == 1:
             return parts[0]
-        names = ("row", "source", "length", "goes_on")
+        names = ("row", "source", "length", "continues")
         return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -1,4 +1,4 @@
-"""Permutations without tables: where a keyed shuffle puts one place, evaluated where it is asked for."""
+"""Permutations without tables: where a keyed shuffle puts one index, computed for that index alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 from ikirere.common.splitmix import GOLDEN, splitmix
 
 _HALF = np.uint64(32)
-_ROUNDS = 12  # with fewer, some orders of half a dozen places come far more often than others
+_ROUNDS = 12  # with fewer, some orders of half a dozen elements come far more often than others
 
 
 def keyed(*numbers: int | np.ndarray) -> np.ndarray:

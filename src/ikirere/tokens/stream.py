@@ -16,7 +16,7 @@ from ikirere.tokens.shards import Shard
 Value = TypeVar("Value")
 
 
-class Recent:
+class LruCache:
     """The last few results of a costly function."""
 
     def __init__(self, size: int) -> None:
@@ -38,15 +38,15 @@ class Pieces:
     """Stretches of documents that rows are made of; all arrays are [n].
 
     row: int64, which of the rows asked for. Pieces of one row stand in their order, rows in any.
-    source: int64, place of the first token in the shard's data; -1 for padding.
-    length: int64, tokens. goes_on: bool, whether the document has a token after the piece, which is then the
-    label of the piece's last place.
+    source: int64, index of the first token in the shard's data; -1 for padding.
+    length: int64, tokens. continues: bool, whether the document has a token after the piece, which is then the
+    label of the piece's last position.
     """
 
     row: np.ndarray
     source: np.ndarray
     length: np.ndarray
-    goes_on: np.ndarray
+    continues: np.ndarray
 
 
 class Cut(Protocol):
@@ -61,7 +61,7 @@ class Cut(Protocol):
 
 
 class DocumentStream:
-    """Place p of the stream is token p mod N of epoch p div N.
+    """Position p of the stream is token p mod N of epoch p div N.
 
     Each epoch is all N tokens of the documents in an order drawn from (seed, name, epoch).
 
@@ -76,8 +76,8 @@ class DocumentStream:
         chosen = np.arange(len(shard)) if documents is None else documents
         self.documents = chosen.astype(self.dtype)
         self.total = int((shard.offsets[self.documents + 1] - shard.offsets[self.documents]).sum())
-        self._orders = Recent(2)
-        self.kept = Recent(3)  # what cuts make of an epoch
+        self._orders = LruCache(2)
+        self.kept = LruCache(3)  # what cuts make of an epoch
         self.rows_of_epoch: dict[int, int] = {}  # best-fit rows, by their length
 
     def rng(self, *more: int) -> np.random.Generator:
@@ -108,7 +108,7 @@ class Concatenated:
     Rows are visited in a random order within each epoch, so that the pieces of a long document do not come
     one after another, and never the second time before all rows of the epoch were seen.
 
-    count: how many rows of `length` tokens the phase takes. salt: tells apart the orders of phases.
+    count: how many rows of `length` tokens the phase takes. salt: distinguishes the orders of phases.
     """
 
     def __init__(self, stream: DocumentStream, base: int, length: int, count: int, salt: int) -> None:
@@ -169,5 +169,5 @@ class Leftover:
                 found = cut.pieces(ordinals[here] + shift)
                 found.row = np.flatnonzero(here)[found.row]
                 parts.append(found)
-        names = ("row", "source", "length", "goes_on")
+        names = ("row", "source", "length", "continues")
         return Pieces(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document
 from ikirere.corpus.steps import make_step
-from ikirere.corpus.steps.licence_filter import LicencePolicy, of_head
+from ikirere.corpus.steps.licence_filter import LicenceFilter, licence_in_head
 from ikirere.corpus.steps.normalise import Normaliser
 from ikirere.corpus.steps.step import Outcome, StepContext
 from ikirere.recipe.data import Data
@@ -85,7 +85,7 @@ def test_a_null_section_alters_nothing() -> None:
     ],
 )
 def test_heads(head: str, expected: str) -> None:
-    assert of_head(head) == expected
+    assert licence_in_head(head) == expected
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_heads(head: str, expected: str) -> None:
     ],
 )
 def test_decisions(policy: str, declared: str, head: str, expected: tuple[str, str]) -> None:
-    assert LicencePolicy(context(licences=policy)).decide(declared, head) == expected
+    assert LicenceFilter(context(licences=policy)).decide(declared, head) == expected
 
 
 def test_licences_are_noted_with_what_was_declared() -> None:
@@ -113,7 +113,7 @@ def test_licences_are_noted_with_what_was_declared() -> None:
         {"text": "# SPDX-License-Identifier: GPL-3.0-only\n", "domain": "code"},
         {"text": "SPDX-License-Identifier: GPL-3.0-only is how one writes it.\n"},
     )
-    outcome = LicencePolicy(context())(table(*rows))
+    outcome = LicenceFilter(context())(table(*rows))
     assert outcome.kept.column("domain").to_pylist() == ["docs"]
     [row] = outcome.ledger.to_pylist()
     assert row["reason"] == "licence-conflict" and json.loads(row["detail"])["head"] == "GPL-3.0-only"

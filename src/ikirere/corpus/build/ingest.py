@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document, TableWriter
-from ikirere.corpus.readers import Place, fingerprint, open_source
+from ikirere.corpus.readers import SourcePosition, fingerprint, open_source
 from ikirere.corpus.readers.text import DAMAGED
 from ikirere.corpus.steps.step import LEDGER_SCHEMA
 from ikirere.recipe.data import Data, Source
@@ -100,7 +100,7 @@ class _SourceReader:
             if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
                 ledger.unlink()
         last = place / f"place-{len(self.whole) - 1:05d}.json"
-        self.start = Place(**read_json(last)) if self.whole else Place()
+        self.start = SourcePosition(**read_json(last)) if self.whole else SourcePosition()
         self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
         self.rows: list[dict[str, Any]] = []
         self.skips: list[dict[str, Any]] = []  # on the way to the rows
@@ -162,7 +162,7 @@ class _SourceReader:
     def _flush(self) -> None:
         name = f"{len(self.whole):05d}.parquet"
         self._write_skips(self.skips, name.removesuffix(".parquet"))
-        write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.place))
+        write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.position))
         write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
         self.whole.append(self.place / f"part-{name}")
         self.rows, self.skips, self.size = [], [], 0

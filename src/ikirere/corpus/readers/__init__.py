@@ -13,18 +13,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ikirere.corpus.document import Document
-from ikirere.corpus.readers.reader import Place, Reader, Say, fewer
+from ikirere.corpus.readers.reader import Reader, Say, SourcePosition, source_shrank
 from ikirere.corpus.readers.text import Skipped
 from ikirere.errors import UserError
 from ikirere.recipe.data import Source
 
 __all__ = [
     "SOURCES",
-    "Place",
     "Reader",
     "Reading",
     "Say",
     "Skipped",
+    "SourcePosition",
     "fingerprint",
     "open_source",
     "reader",
@@ -50,14 +50,14 @@ def reader(config: Source, recipe_folder: Path) -> Reader:
 
 
 class Reading(Iterator[Document]):
-    """The documents of a source, and the place behind the one given last. Raises UserError naming a source that
+    """The documents of a source; `position` is after the one given last. Raises UserError naming a source that
     yields nothing, and what its reader raises."""
 
     def __init__(
-        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | Place
+        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | SourcePosition
     ) -> None:
         self.config = config
-        self.place = Place() if isinstance(start, int) else start
+        self.position = SourcePosition() if isinstance(start, int) else start
         self._made = (config, recipe_folder, skipped, say, start)
         self._stream: Iterator[Document] | None = None
 
@@ -67,32 +67,34 @@ class Reading(Iterator[Document]):
         return next(self._stream)
 
     def _read(
-        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | Place
+        self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | SourcePosition
     ) -> Iterator[Document]:
         # Of a number alone the bytes that count towards the limit are not known: the documents are read anew.
-        behind, past = start if isinstance(start, int) else 0, 0
+        wanted, past = start if isinstance(start, int) else 0, 0
 
-        def tell(path: str, reason: str) -> None:
-            if past == behind:
+        def report(path: str, reason: str) -> None:
+            if past == wanted:
                 skipped(path, reason)
 
         def full() -> bool:
-            return config.max_bytes is not None and self.place.n_bytes >= config.max_bytes
+            return config.max_bytes is not None and self.position.n_bytes >= config.max_bytes
 
         if full():
             return
         made = reader(config, recipe_folder)
-        for document in made.documents(tell, say, start if isinstance(start, Place) else 0):
-            self.place = Place(self.place.documents + 1, self.place.n_bytes + document.n_bytes, made.row)
-            if past < behind:
+        for document in made.documents(report, say, start if isinstance(start, SourcePosition) else 0):
+            self.position = SourcePosition(
+                self.position.documents + 1, self.position.n_bytes + document.n_bytes, made.row
+            )
+            if past < wanted:
                 past += 1
             else:
                 yield document
             if full():
                 break
-        if past < behind:
-            raise fewer(config.name, past, behind)
-        if not self.place.documents:
+        if past < wanted:
+            raise source_shrank(config.name, past, wanted)
+        if not self.position.documents:
             raise UserError(
                 f"data.sources: source {config.name!r} ({config.kind}) gave no document; check its path or filters"
             )
@@ -103,14 +105,14 @@ def open_source(
     recipe_folder: Path,
     skipped: Skipped,
     say: Say = lambda line: None,
-    start: int | Place = 0,
+    start: int | SourcePosition = 0,
 ) -> Reading:
     """Documents of a source, at most `max_bytes` of text (the document that reaches the limit is the last).
 
-    start: documents to leave out, or the `place` of an earlier reading, which goes there without reading what is
-    behind where the kind can. What follows, the limit and the calls of `skipped` are then those of a reading that was
-    not interrupted: what was skipped before the last document behind the start is not told again.
-    Raises UserError naming the source when it yields nothing or fewer documents than `start`, and what the reader
+    start: documents to leave out, or the `position` of an earlier reading, from which reading continues without
+    reading what is before it where the kind can. What follows, the limit and the calls of `skipped` are then those of a reading that was
+    not interrupted: what was skipped before the start is not reported again.
+    Raises UserError naming the source when it yields nothing or source_shrank documents than `start`, and what the reader
     raises.
     """
     return Reading(config, recipe_folder, skipped, say, start)

@@ -13,7 +13,7 @@ from ikirere.corpus.document import Document
 from ikirere.corpus.licence import spdx
 from ikirere.corpus.readers.files import existing, files_below, hash_files, total_size
 from ikirere.corpus.readers.puzzles.grids import DIGITS, SYMMETRIES, Grid, grid_text, recolour, to_grid
-from ikirere.corpus.readers.reader import Place, Say, onward
+from ikirere.corpus.readers.reader import Say, SourcePosition, resume_after
 from ikirere.corpus.readers.text import BAD_ROW, Skipped, read_text
 from ikirere.recipe.data import Arc
 
@@ -99,8 +99,8 @@ class ArcSource:
     def files(self, skipped: Skipped = lambda path, reason: None) -> list[tuple[Path, str]]:
         return files_below(self.root, self.config.pattern, lambda p, r: skipped(f"{self.config.name}/{p}", r))
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
-        return onward(self._all, skipped, start)
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
+        return resume_after(self._all, skipped, start)
 
     def _all(self, skipped: Skipped) -> Iterator[Document]:
         tasks = list(self._tasks(skipped))

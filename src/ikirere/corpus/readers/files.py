@@ -75,8 +75,8 @@ def files_below(
     """Files below a folder that fit the glob, with their posix names below it, sorted by name; or the file itself.
 
     Hidden files and folders are left out. A symbolic link to a file or folder that is read under its own name, or to
-    a folder above, is not followed but told as `link`; one that leads elsewhere is followed once. What cannot be
-    listed is told as `unreadable`. Names that are no Unicode are shown with escapes.
+    a folder above, is not followed but reported as `link`; one that leads elsewhere is followed once. What cannot be
+    listed is reported as `unreadable`. Names that are no Unicode are shown with escapes.
     """
     if root.is_file():
         return [(root, printable(root.name))]

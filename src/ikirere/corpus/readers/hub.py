@@ -16,9 +16,9 @@ from ikirere.corpus.readers.files import hash_files, total_size
 from ikirere.corpus.readers.formats.compressed import ending
 from ikirere.corpus.readers.formats.rows import Columns, Row, RowMapper, value
 from ikirere.corpus.readers.local import read_file
-from ikirere.corpus.readers.presets import Dataset, resolve
+from ikirere.corpus.readers.presets import Preset, resolve_preset
 from ikirere.corpus.readers.python_environment import PythonEnvironmentSource
-from ikirere.corpus.readers.reader import Place, Say, onward
+from ikirere.corpus.readers.reader import Say, SourcePosition, resume_after
 from ikirere.corpus.readers.text import Skipped, interleave
 from ikirere.errors import UserError
 from ikirere.recipe.data import PYTHON_ENVIRONMENT, Hub, PythonEnvironment
@@ -35,7 +35,7 @@ class HubSource:
 
     def __init__(self, config: Hub, recipe_folder: Path) -> None:
         self.config = config
-        self.wanted = resolve(config)
+        self.wanted = resolve_preset(config)
         local = recipe_folder / self.wanted.name
         self.dataset = str(local) if local.is_dir() else self.wanted.name
         self.row: int | None = None
@@ -66,7 +66,7 @@ class HubSource:
 
     # ------------------------------------------------------------ reading
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
         said = f"source {self.config.name}:"
         if (environment := self.environment()) is not None:
             say(f"{said} code of the Python environment stands in for {self.wanted.name}")
@@ -74,10 +74,10 @@ class HubSource:
         files = self.mirror_files()
         if files is not None:
             say(f"{said} {len(files)} files of the local mirror stand in for {self.wanted.name}")
-            return onward(partial(self._mirrored, files), skipped, start)
-        if isinstance(start, Place) and start.row is not None:
+            return resume_after(partial(self._mirrored, files), skipped, start)
+        if isinstance(start, SourcePosition) and start.row is not None:
             return self._stream(skipped, start.row)
-        return onward(self._stream, skipped, start)
+        return resume_after(self._stream, skipped, start)
 
     def fingerprint(self) -> str:
         if (environment := self.environment()) is not None:
@@ -174,9 +174,9 @@ class HubSource:
 
 
 class _MirrorMapper(RowMapper):
-    """Rows in the dataset's own columns where these tell it from others, else in those of a mirror."""
+    """Rows in the dataset's own columns where the file has them, else in those of a mirror."""
 
-    def __init__(self, config: Hub, wanted: Dataset) -> None:
+    def __init__(self, config: Hub, wanted: Preset) -> None:
         own = wanted.columns
         columns = Columns(
             licence=own.licence, licence_field=own.licence_field or "spdx", group=config.group_field

@@ -13,13 +13,13 @@ from ikirere.corpus.readers.formats.compressed import ending
 from ikirere.corpus.readers.formats.jsonl import jsonl_documents
 from ikirere.corpus.readers.formats.parquet import parquet_documents
 from ikirere.corpus.readers.formats.rows import Columns, RowMapper
-from ikirere.corpus.readers.reader import Place, Say, onward
+from ikirere.corpus.readers.reader import Say, SourcePosition, resume_after
 from ikirere.corpus.readers.text import Skipped, interleave, read_text
 from ikirere.recipe.data import Local
 
 
 class LocalSource:
-    """Files of a folder, told apart by their endings, each also with .gz or .zst behind it: `.jsonl`, `.ndjson` and
+    """Files of a folder, read by their endings, each also followed by .gz or .zst: `.jsonl`, `.ndjson` and
     `.parquet` by row, all others (.txt, .md, .rst, .tex, code) whole, as the text that they are."""
 
     only: tuple[str, ...] | None = None  # endings that are read of a folder; None: all
@@ -33,16 +33,16 @@ class LocalSource:
     def files(self, skipped: Skipped = lambda path, reason: None) -> list[tuple[Path, str]]:
         """Files with their names below the root, sorted; hidden ones are left out."""
 
-        def tell(shown: str, reason: str) -> None:
+        def report(shown: str, reason: str) -> None:
             skipped(f"{self.config.name}/{shown}", reason)
 
-        found = files_below(self.root, self.config.pattern, tell)
+        found = files_below(self.root, self.config.pattern, report)
         if self.only is None or self.root.is_file():
             return found
         return [(path, shown) for path, shown in found if ending(shown) in self.only]
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
-        return onward(self._all, skipped, start)
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
+        return resume_after(self._all, skipped, start)
 
     def _all(self, skipped: Skipped) -> Iterator[Document]:
         config = self.config

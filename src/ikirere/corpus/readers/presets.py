@@ -12,13 +12,13 @@ from ikirere.corpus.readers.puzzles.maze import maze_text
 from ikirere.corpus.readers.puzzles.sudoku import sudoku_text
 from ikirere.recipe.data import Hub
 
-_WORKING = re.compile(r"<<[^<>]*>>")  # GSM8K's marks for a calculator
+_CALCULATOR_MARKS = re.compile(r"<<[^<>]*>>")  # GSM8K's marks for a calculator
 _EVENT = re.compile(r"<issue_(?:start|comment|closed)>")  # between the events of a conversation
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A dataset of the hub and what its columns mean. types: of its columns, where the file format does not tell."""
+class Preset:
+    """A dataset of the hub and what its columns mean. types: of its columns, where the file format does not say."""
 
     name: str
     columns: Columns = field(default_factory=Columns)
@@ -32,8 +32,8 @@ _PUZZLE_TYPES = (("source", "string"), ("question", "string"), ("answer", "strin
 
 
 def question_and_answer(question: str, answer: str) -> str:
-    """A word problem and its worked solution, without the marks for a calculator; the result stays behind `####`."""
-    return f"Question: {question.strip()}\nAnswer: {_WORKING.sub('', answer).strip()}"
+    """A word problem and its worked solution, without the marks for a calculator; the result stays after `####`."""
+    return f"Question: {question.strip()}\nAnswer: {_CALCULATOR_MARKS.sub('', answer).strip()}"
 
 
 def conversation(content: str) -> str:
@@ -58,21 +58,21 @@ def maze_rows(question: str, answer: str) -> str:
     return maze_text([question[i : i + side] for i in cut], [answer[i : i + side] for i in cut])
 
 
-PRESETS: dict[str, Dataset] = {
-    "arc-agi-1": Dataset(
+PRESETS: dict[str, Preset] = {
+    "arc-agi-1": Preset(
         "dataartist/arc-agi",
         Columns(("train", "test"), task_text, "Apache-2.0", group="id", path="id"),
         split="training",
     ),
     # Its training set holds 376 of the 400 evaluation tasks of ARC-AGI-1.
-    "arc-agi-2": Dataset(
+    "arc-agi-2": Preset(
         "arc-agi-community/arc-agi-2", Columns(("fewshots", "question"), task_text, "Apache-2.0")
     ),
-    "arxiv": Dataset(
+    "arxiv": Preset(
         "common-pile/arxiv_papers_filtered",
         Columns(licence_field="metadata.license", url="metadata.url", path="id"),
     ),
-    "codeparrot-clean": Dataset(
+    "codeparrot-clean": Preset(
         "codeparrot/codeparrot-clean",
         Columns(
             ("content",),
@@ -82,12 +82,12 @@ PRESETS: dict[str, Dataset] = {
             path="{repo_name}/{path}",
         ),
     ),
-    "fineweb-edu": Dataset(
+    "fineweb-edu": Preset(
         "HuggingFaceFW/fineweb-edu",
         Columns(licence="ODC-By-1.0", path="id", lang="language"),
         config="sample-10BT",
     ),
-    "github-issues": Dataset(
+    "github-issues": Preset(
         "bigcode/the-stack-github-issues",
         Columns(
             ("content",),
@@ -97,26 +97,26 @@ PRESETS: dict[str, Dataset] = {
             path="{repo}#{issue_number}",
         ),
     ),
-    "gsm8k-train": Dataset(
+    "gsm8k-train": Preset(
         "openai/gsm8k", Columns(("question", "answer"), question_and_answer, "MIT"), config="main"
     ),
-    "maze-hard": Dataset(
+    "maze-hard": Preset(
         "sapientinc/maze-30x30-hard-1k", Columns(("question", "answer"), maze_rows), types=_PUZZLE_TYPES
     ),
-    "open-web-math": Dataset("open-web-math/open-web-math", Columns(licence="ODC-By-1.0")),
-    "openwebtext": Dataset("Skylion007/openwebtext", Columns(licence="CC0-1.0")),
+    "open-web-math": Preset("open-web-math/open-web-math", Columns(licence="ODC-By-1.0")),
+    "openwebtext": Preset("Skylion007/openwebtext", Columns(licence="CC0-1.0")),
     # The collection itself is no longer distributed; this is its English part without copies.
-    "openwebtext2": Dataset("Geralt-Targaryen/openwebtext2"),
+    "openwebtext2": Preset("Geralt-Targaryen/openwebtext2"),
     # deepmind/pg19 is read by a program, which `datasets` no longer runs; this is the same in Parquet.
-    "pg19": Dataset("emozilla/pg19", Columns(licence="LicenseRef-Public-Domain", path="short_book_title")),
-    "stackexchange": Dataset(
+    "pg19": Preset("emozilla/pg19", Columns(licence="LicenseRef-Public-Domain", path="short_book_title")),
+    "stackexchange": Preset(
         "common-pile/stackexchange_filtered",
         Columns(licence="CC-BY-SA-4.0", licence_field="metadata.license", url="metadata.url", path="id"),
     ),
-    "sudoku-extreme": Dataset(
+    "sudoku-extreme": Preset(
         "sapientinc/sudoku-extreme", Columns(("question", "answer"), sudoku_rows), types=_PUZZLE_TYPES
     ),
-    "the-stack-dedup": Dataset(
+    "the-stack-dedup": Preset(
         "bigcode/the-stack-dedup",
         Columns(
             ("content",),
@@ -126,17 +126,17 @@ PRESETS: dict[str, Dataset] = {
             path="{max_stars_repo_name}/{max_stars_repo_path}",
         ),
     ),
-    "wikipedia": Dataset(
+    "wikipedia": Preset(
         "wikimedia/wikipedia", Columns(licence="CC-BY-SA-4.0", path="title"), config="20231101.en"
     ),
 }
 
 
-def resolve(config: Hub) -> Dataset:
+def resolve_preset(config: Hub) -> Preset:
     """The dataset of a source: its preset's, in which the keys that the recipe gives win. Where the recipe names the
     dataset, the preset's configuration is not taken: a copy need not have it. A licence in the recipe is that of all
     rows unless it also names their column."""
-    base = PRESETS[config.preset] if config.preset else Dataset("")
+    base = PRESETS[config.preset] if config.preset else Preset("")
     columns = base.columns
     changes: dict[str, Any] = {}
     if config.text_field is not None:
@@ -148,7 +148,7 @@ def resolve(config: Hub) -> Dataset:
     if config.group_field is not None:
         changes["group"] = config.group_field
     own = config.dataset is not None
-    return Dataset(
+    return Preset(
         config.dataset or base.name,
         replace(columns, **changes),
         config.config or (None if own else base.config),

@@ -19,7 +19,7 @@ from pathlib import Path
 from ikirere.corpus.document import Document
 from ikirere.corpus.licence import of_metadata
 from ikirere.corpus.readers.docstrings import documentation
-from ikirere.corpus.readers.reader import Place, Say, onward
+from ikirere.corpus.readers.reader import Say, SourcePosition, resume_after
 from ikirere.corpus.readers.text import Skipped, interleave, read_text
 from ikirere.recipe.data import PythonEnvironment
 
@@ -53,7 +53,7 @@ class PythonEnvironmentSource:
     """Code (.py) and documentation (.md, .rst, .txt, the README in a distribution's metadata, and one document per
     module of its docstrings).
 
-    Groups are the distributions by name and `stdlib-<module>`. They are dealt by bytes, in the order of hashes of
+    Groups are the distributions by name and `stdlib-<module>`. They take turns by bytes, in the order of hashes of
     names and paths, so that `max_bytes` keeps a part of every group and no large one crowds out the rest.
     Generated files and texts without prose are skipped and counted. Licence texts and name lists are not read.
     Vendored files carry the licence of the distribution that ships them.
@@ -66,8 +66,8 @@ class PythonEnvironmentSource:
         index, parts = (int(n) for n in config.slice.split("/"))
         self.slice = (index - 1) % max(parts, 1), max(parts, 1)
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
-        return onward(self._all, skipped, start)
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
+        return resume_after(self._all, skipped, start)
 
     def _all(self, skipped: Skipped) -> Iterator[Document]:
         groups = self._groups()

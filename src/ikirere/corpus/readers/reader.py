@@ -1,4 +1,4 @@
-"""What a reader of a source is, and where in a source one stands."""
+"""What a reader of a source is, and how far a source has been read."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SourcePosition:
     """How far a source has been read.
 
-    documents, n_bytes: documents and their UTF-8 bytes behind the place. row: rows of the underlying stream behind it,
-    where the reader can begin at a row; None where it must read past what is behind.
+    documents, n_bytes: documents and their UTF-8 bytes before the position. row: rows of the underlying stream before it,
+    where the reader can begin at a row; None where it has to read them again.
     """
 
     documents: int = 0
@@ -28,21 +28,23 @@ class Place:
 
 
 class Reader(Protocol):
-    """row: what `Place.row` would be behind the document given last; None where the reader counts no rows."""
+    """row: what `SourcePosition.row` would be after the document given last; None where the reader counts no rows."""
 
     row: int | None
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]: ...
+    def documents(
+        self, skipped: Skipped, say: Say, start: int | SourcePosition = 0
+    ) -> Iterator[Document]: ...
     def fingerprint(self) -> str: ...
     def size(self) -> int: ...
 
 
-def count(start: int | Place) -> int:
-    """Documents behind a start."""
+def count(start: int | SourcePosition) -> int:
+    """Documents before a start."""
     return start if isinstance(start, int) else start.documents
 
 
-def fewer(name: str, found: int, wanted: int) -> UserError:
+def source_shrank(name: str, found: int, wanted: int) -> UserError:
     """The error of a source that has shrunk since it was read."""
     return UserError(
         f"data.sources ({name}): has {found} documents, but {wanted} were read before: what it reads or its keys have "
@@ -50,24 +52,23 @@ def fewer(name: str, found: int, wanted: int) -> UserError:
     )
 
 
-def onward(
-    read: Callable[[Skipped], Iterator[Document]], skipped: Skipped, start: int | Place
+def resume_after(
+    read: Callable[[Skipped], Iterator[Document]], skipped: Skipped, start: int | SourcePosition
 ) -> Iterator[Document]:
     """What `read` yields from the start-th document on, by reading past the earlier ones.
 
-    What is skipped on the way to them is not told again: to the caller that took the earlier documents it was told
-    before it took the last of them. Raises UserError where there are fewer documents than `start`.
+    What is skipped on the way to them is not reported again: it was when the earlier documents were read. Raises UserError where there are source_shrank documents than `start`.
     """
     wanted = count(start)
     loud = not wanted
 
-    def tell(path: str, reason: str) -> None:
+    def report(path: str, reason: str) -> None:
         if loud:
             skipped(path, reason)
 
-    stream = read(tell)
+    stream = read(report)
     past = sum(1 for _ in islice(stream, wanted))
     if past < wanted:
-        raise fewer("the source", past, wanted)
+        raise source_shrank("the source", past, wanted)
     loud = True
     yield from stream

@@ -1,4 +1,4 @@
-"""Bytes to text, and iterators dealt fairly: what all readers share."""
+"""Bytes to text, and streams interleaved by bytes: what all readers share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DAMAGED = (
     TRUNCATED,
     BAD_ROW,
     TOO_LONG_LINE,
-)  # what a user wants to be told of
+)  # what is reported to the user
 
 LARGEST = 64_000_000  # bytes of a file, a line or a value above which it is left out without being held whole
 _CHUNK = 1 << 14  # of a stream that breaks off, what is lost before the break
@@ -73,9 +73,9 @@ def printable(name: str) -> str:
 
 
 def read_text(path: Path, shown: str, skipped: Skipped, largest: int = LARGEST) -> str | None:
-    """A file's text, decompressed where it is compressed; None, with the reason told, where it has none.
+    """A file's text, decompressed where it is compressed; None, with the reason reported, where it has none.
 
-    Of a compressed file that breaks off the whole lines before the break are kept, and the break is told as
+    Of a compressed file that breaks off the whole lines before the break are kept, and the break is reported as
     file:line.
     """
     python = path.suffix == ".py" or path.stem.endswith(".py")

@@ -12,7 +12,7 @@ from ikirere.corpus.steps.step import RowStep, StepContext
 # name -> (class, section of `data` that switches it on; '' for always), in the order in which they run.
 STEPS: dict[str, tuple[str, str]] = {
     "normalise": ("ikirere.corpus.steps.normalise:Normaliser", "normalise"),
-    "licence": ("ikirere.corpus.steps.licence_filter:LicencePolicy", ""),
+    "licence": ("ikirere.corpus.steps.licence_filter:LicenceFilter", ""),
     "language": ("ikirere.corpus.steps.language:LanguageFilter", "language"),
     "pii": ("ikirere.corpus.steps.pii:Redactor", "pii"),
     "policy": ("ikirere.corpus.steps.policy:PolicyFilter", "policy"),

@@ -49,7 +49,7 @@ def probabilities(text: str) -> dict[str, float]:
     return dict(detector().rank(looked_at))
 
 
-class Verdict(NamedTuple):
+class Detection(NamedTuple):
     """keep: whether the document stays. language: ISO 639-1 code, or `und`. score: probability of the
     likeliest kept language, None where there was too little prose. by: who decided, `detector`, `declared` or
     `nobody`."""
@@ -99,22 +99,22 @@ class LanguageFilter:
     def fingerprint(self) -> str:
         return f"py3langid {importlib.metadata.version('py3langid')}"
 
-    def judge(self, text: str, declared: str) -> Verdict:
+    def judge(self, text: str, declared: str) -> Detection:
         """declared: the language as the source says ('en', 'pt-BR', '')."""
         found = probabilities(text)
         declared = declared.lower().replace("_", "-").split("-")[0]
         if not found:
             if declared in detector().labels:
-                return Verdict(declared in self.keep, declared, None, "declared")
-            return Verdict(True, UNDETERMINED, None, "nobody")
+                return Detection(declared in self.keep, declared, None, "declared")
+            return Detection(True, UNDETERMINED, None, "nobody")
         kept = max(self.keep, key=lambda language: found.get(language, 0.0))
         likeliest, best = next(iter(found.items()))
         score = found.get(kept, 0.0)
         if score >= self.min_score:
-            return Verdict(True, kept, score, "detector")
+            return Detection(True, kept, score, "detector")
         if best >= self.min_score or declared not in found:
-            return Verdict(False, likeliest, score, "detector")
-        return Verdict(declared in self.keep, declared, score, "declared")
+            return Detection(False, likeliest, score, "detector")
+        return Detection(declared in self.keep, declared, score, "declared")
 
     def __call__(self, table: pa.Table) -> Outcome:
         ledger = LedgerBuilder(self.name)

@@ -26,7 +26,7 @@ NOTICE = re.compile(
 )
 
 
-def of_head(text: str) -> str:
+def licence_in_head(text: str) -> str:
     """SPDX expression that the head of a file declares; `unknown` where it declares none."""
     head = text[:HEAD]
     if found := IDENTIFIER.search(head):
@@ -34,7 +34,7 @@ def of_head(text: str) -> str:
     return from_text(head) if NOTICE.search(head) else UNKNOWN
 
 
-class LicencePolicy:
+class LicenceFilter:
     """Reasons: `licence-unknown` (nothing or NOASSERTION), `licence-not-allowed`, `licence-conflict`. With
     `licences: any` nothing is dropped; what heads add is noted all the same."""
 
@@ -57,7 +57,7 @@ class LicencePolicy:
         licences, keep = table.column("licence").to_pylist(), []
         domains, texts = table.column("domain").to_pylist(), table.column("text").to_pylist()
         for i, (licence, domain, text) in enumerate(zip(licences, domains, texts)):
-            head = of_head(text) if domain in self.code else UNKNOWN
+            head = licence_in_head(text) if domain in self.code else UNKNOWN
             licence = licence or UNKNOWN
             final, reason = self.decide(licence, head)
             licences[i] = final

@@ -35,7 +35,7 @@ Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Summary:
+class TrainingSummary:
     """What training showed. accuracy and auc: of the classifier on documents that it did not see, both sides
     weighing the same; None where there is no classifier. thresholds: of perplexity, by domain, empty where
     nothing is dropped by it."""
@@ -85,7 +85,7 @@ class SeedModels:
 
 def train(
     parts: Sequence[Path], settings: Quality, looked_at: Callable[[str], bool], folder: Path, seed: int
-) -> tuple[SeedModels, Summary]:
+) -> tuple[SeedModels, TrainingSummary]:
     """Train both models of both folds and write them, with `models.json`, into the folder.
 
     looked_at: whether documents of a domain are judged. Good are documents of `settings.seed_domains`,
@@ -130,7 +130,7 @@ def train(
         labels = np.repeat([True, False], [len(good), len(unjudged)])
         accuracy = round(float(balanced_accuracy_score(labels, scores >= 0.5)), 4)
         auc = round(float(roc_auc_score(labels, scores)), 4)
-    summary = Summary(
+    summary = TrainingSummary(
         seed_documents=int(is_seed.sum()),
         ngram_bytes=sizes,
         words=[len(model.words) for model in models.ngrams],

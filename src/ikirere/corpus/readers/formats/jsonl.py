@@ -31,9 +31,9 @@ def jsonl_documents(
 ) -> Iterator[Document]:
     """Documents of a file of JSON lines, one line in memory at a time.
 
-    Skipped and told under file:line: a line that is no JSON object (`bad-row`) or no Unicode (`undecodable`), a line
+    Skipped and reported under file:line: a line that is no JSON object (`bad-row`) or no Unicode (`undecodable`), a line
     of more than `largest` bytes, which is never held whole (`too-long-line`), a last line that breaks off and the
-    place where a compressed file does (`truncated`). A file without rows is `empty`. UTF-8, or UTF-16 and UTF-32 with
+    point where a compressed file does (`truncated`). A file without rows is `empty`. UTF-8, or UTF-16 and UTF-32 with
     a byte-order mark.
     """
     number = 0

@@ -23,7 +23,7 @@ MAGIC = b"PAR1"
 def parquet_documents(path: Path, shown: str, mapper: RowMapper, skipped: Skipped) -> Iterator[Document]:
     """Documents of a Parquet file, a few rows in memory at a time.
 
-    What cannot be read is told under file:row, and reading goes on with the next row group. A file that breaks off
+    What cannot be read is reported under file:row, and reading continues with the next row group. A file that breaks off
     has lost its index, which is at the end, and so gives no row: it is `truncated`. Raises UserError naming the
     columns where those of the text are not there.
     """

@@ -17,7 +17,7 @@ _TRIES = 1000  # draws until start and goal meet; of scattered walls about every
 
 def maze_text(maze: Sequence[str], solved: Sequence[str]) -> str:
     """The text of a maze and of the same with its path: `#` wall, `.` open, `S` start, `G` goal, `o` path. A space
-    counts as open. The path is also told as moves from start to goal: up, down, left or right by a number of cells.
+    counts as open. The path is also given as moves from start to goal: up, down, left or right by a number of cells.
     Raises ValueError where the path does not lead from start to goal."""
     drawn, way = ("\n".join(part).replace(" ", OPEN) for part in (maze, solved))
     moves, steps = _moves(way, len(maze[0]) + 1)

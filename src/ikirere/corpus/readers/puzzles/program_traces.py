@@ -90,7 +90,7 @@ class Run:
         self.trace.append((at + 1, text))
 
     def _end(self, at: int) -> int:
-        """The line behind the block that begins after line `at`."""
+        """The line after the block that begins after line `at`."""
         depth = self.program[at].depth
         end = at + 1
         while end < len(self.program) and self.program[end].depth > depth:

@@ -18,7 +18,7 @@ from ikirere.corpus.readers.puzzles.grid_transforms import GridTransforms
 from ikirere.corpus.readers.puzzles.maze import Maze
 from ikirere.corpus.readers.puzzles.program_traces import ProgramTraces
 from ikirere.corpus.readers.puzzles.sudoku import Sudoku
-from ikirere.corpus.readers.reader import Place, Say, count
+from ikirere.corpus.readers.reader import Say, SourcePosition, count
 from ikirere.corpus.readers.text import Skipped
 from ikirere.recipe.data import Puzzles
 
@@ -50,7 +50,7 @@ class PuzzleSource:
         self.part, self.parts = index - 1, parts
         self._families: dict[str, tuple[int, str, Any]] = {}  # the latest of each generator
 
-    def documents(self, skipped: Skipped, say: Say, start: int | Place = 0) -> Iterator[Document]:
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
         indices = (
             numbers(count(start)) if self.config.count is None else range(count(start), self.config.count)
         )

@@ -64,7 +64,7 @@ class Board:
         return ALL & ~(self.rows[_ROW[i]] | self.columns[_COLUMN[i]] | self.boxes[_BOX[i]])
 
     def put(self, i: int, bit: int) -> None:
-        """Place a digit, or take it away again."""
+        """SourcePosition a digit, or take it away again."""
         self.cells[i] ^= bit
         self.rows[_ROW[i]] ^= bit
         self.columns[_COLUMN[i]] ^= bit
@@ -182,7 +182,7 @@ def _lines(draw: random.Random) -> list[int]:
 
 class Sudoku:
     """A family is one puzzle, dug out of a random board with every digit's removal checked by the solver; its items
-    are guises of it. Their difficulty is told by the number of givens."""
+    are guises of it. Their difficulty is measured by the number of givens."""
 
     name: ClassVar[str] = "sudoku"
     items: ClassVar[int] = 64
