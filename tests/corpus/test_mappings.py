@@ -17,7 +17,7 @@ from ikirere.corpus.readers.presets import (
     conversation,
     maze_rows,
     question_and_answer,
-    resolve,
+    resolve_preset,
     sudoku_rows,
 )
 from ikirere.errors import UserError
@@ -88,7 +88,7 @@ def test_config_split_and_explicit_keys_win(tmp_path: Path) -> None:
 
 def test_what_a_preset_fills_in() -> None:
     def of(**fields: Any) -> tuple[str, str | None, str]:
-        found = resolve(Hub(kind="hub", name="n", domain="d", **fields))
+        found = resolve_preset(Hub(kind="hub", name="n", domain="d", **fields))
         return found.name, found.config, found.split
 
     assert of(preset="fineweb-edu") == ("HuggingFaceFW/fineweb-edu", "sample-10BT", "train")

@@ -16,7 +16,7 @@ from ikirere.corpus.readers.files import hash_files, total_size
 from ikirere.corpus.readers.formats.compressed import ending
 from ikirere.corpus.readers.formats.rows import Columns, Row, RowMapper, value
 from ikirere.corpus.readers.local import read_file
-from ikirere.corpus.readers.presets import Preset, resolve_preset
+from ikirere.corpus.readers.presets import DatasetPreset, resolve_preset
 from ikirere.corpus.readers.python_environment import PythonEnvironmentSource
 from ikirere.corpus.readers.reader import Say, SourcePosition, resume_after
 from ikirere.corpus.readers.text import Skipped, interleave
@@ -176,7 +176,7 @@ class HubSource:
 class _MirrorMapper(RowMapper):
     """Rows in the dataset's own columns where the file has them, else in those of a mirror."""
 
-    def __init__(self, config: Hub, wanted: Preset) -> None:
+    def __init__(self, config: Hub, wanted: DatasetPreset) -> None:
         own = wanted.columns
         columns = Columns(
             licence=own.licence, licence_field=own.licence_field or "spdx", group=config.group_field

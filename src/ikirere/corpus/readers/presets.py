@@ -17,7 +17,7 @@ _EVENT = re.compile(r"<issue_(?:start|comment|closed)>")  # between the events o
 
 
 @dataclass(frozen=True)
-class Preset:
+class DatasetPreset:
     """A dataset of the hub and what its columns mean. types: of its columns, where the file format does not say."""
 
     name: str
@@ -58,21 +58,21 @@ def maze_rows(question: str, answer: str) -> str:
     return maze_text([question[i : i + side] for i in cut], [answer[i : i + side] for i in cut])
 
 
-PRESETS: dict[str, Preset] = {
-    "arc-agi-1": Preset(
+PRESETS: dict[str, DatasetPreset] = {
+    "arc-agi-1": DatasetPreset(
         "dataartist/arc-agi",
         Columns(("train", "test"), task_text, "Apache-2.0", group="id", path="id"),
         split="training",
     ),
     # Its training set holds 376 of the 400 evaluation tasks of ARC-AGI-1.
-    "arc-agi-2": Preset(
+    "arc-agi-2": DatasetPreset(
         "arc-agi-community/arc-agi-2", Columns(("fewshots", "question"), task_text, "Apache-2.0")
     ),
-    "arxiv": Preset(
+    "arxiv": DatasetPreset(
         "common-pile/arxiv_papers_filtered",
         Columns(licence_field="metadata.license", url="metadata.url", path="id"),
     ),
-    "codeparrot-clean": Preset(
+    "codeparrot-clean": DatasetPreset(
         "codeparrot/codeparrot-clean",
         Columns(
             ("content",),
@@ -82,12 +82,12 @@ PRESETS: dict[str, Preset] = {
             path="{repo_name}/{path}",
         ),
     ),
-    "fineweb-edu": Preset(
+    "fineweb-edu": DatasetPreset(
         "HuggingFaceFW/fineweb-edu",
         Columns(licence="ODC-By-1.0", path="id", lang="language"),
         config="sample-10BT",
     ),
-    "github-issues": Preset(
+    "github-issues": DatasetPreset(
         "bigcode/the-stack-github-issues",
         Columns(
             ("content",),
@@ -97,26 +97,28 @@ PRESETS: dict[str, Preset] = {
             path="{repo}#{issue_number}",
         ),
     ),
-    "gsm8k-train": Preset(
+    "gsm8k-train": DatasetPreset(
         "openai/gsm8k", Columns(("question", "answer"), question_and_answer, "MIT"), config="main"
     ),
-    "maze-hard": Preset(
+    "maze-hard": DatasetPreset(
         "sapientinc/maze-30x30-hard-1k", Columns(("question", "answer"), maze_rows), types=_PUZZLE_TYPES
     ),
-    "open-web-math": Preset("open-web-math/open-web-math", Columns(licence="ODC-By-1.0")),
-    "openwebtext": Preset("Skylion007/openwebtext", Columns(licence="CC0-1.0")),
+    "open-web-math": DatasetPreset("open-web-math/open-web-math", Columns(licence="ODC-By-1.0")),
+    "openwebtext": DatasetPreset("Skylion007/openwebtext", Columns(licence="CC0-1.0")),
     # The collection itself is no longer distributed; this is its English part without copies.
-    "openwebtext2": Preset("Geralt-Targaryen/openwebtext2"),
+    "openwebtext2": DatasetPreset("Geralt-Targaryen/openwebtext2"),
     # deepmind/pg19 is read by a program, which `datasets` no longer runs; this is the same in Parquet.
-    "pg19": Preset("emozilla/pg19", Columns(licence="LicenseRef-Public-Domain", path="short_book_title")),
-    "stackexchange": Preset(
+    "pg19": DatasetPreset(
+        "emozilla/pg19", Columns(licence="LicenseRef-Public-Domain", path="short_book_title")
+    ),
+    "stackexchange": DatasetPreset(
         "common-pile/stackexchange_filtered",
         Columns(licence="CC-BY-SA-4.0", licence_field="metadata.license", url="metadata.url", path="id"),
     ),
-    "sudoku-extreme": Preset(
+    "sudoku-extreme": DatasetPreset(
         "sapientinc/sudoku-extreme", Columns(("question", "answer"), sudoku_rows), types=_PUZZLE_TYPES
     ),
-    "the-stack-dedup": Preset(
+    "the-stack-dedup": DatasetPreset(
         "bigcode/the-stack-dedup",
         Columns(
             ("content",),
@@ -126,17 +128,17 @@ PRESETS: dict[str, Preset] = {
             path="{max_stars_repo_name}/{max_stars_repo_path}",
         ),
     ),
-    "wikipedia": Preset(
+    "wikipedia": DatasetPreset(
         "wikimedia/wikipedia", Columns(licence="CC-BY-SA-4.0", path="title"), config="20231101.en"
     ),
 }
 
 
-def resolve_preset(config: Hub) -> Preset:
+def resolve_preset(config: Hub) -> DatasetPreset:
     """The dataset of a source: its preset's, in which the keys that the recipe gives win. Where the recipe names the
     dataset, the preset's configuration is not taken: a copy need not have it. A licence in the recipe is that of all
     rows unless it also names their column."""
-    base = PRESETS[config.preset] if config.preset else Preset("")
+    base = PRESETS[config.preset] if config.preset else DatasetPreset("")
     columns = base.columns
     changes: dict[str, Any] = {}
     if config.text_field is not None:
@@ -148,7 +150,7 @@ def resolve_preset(config: Hub) -> Preset:
     if config.group_field is not None:
         changes["group"] = config.group_field
     own = config.dataset is not None
-    return Preset(
+    return DatasetPreset(
         config.dataset or base.name,
         replace(columns, **changes),
         config.config or (None if own else base.config),

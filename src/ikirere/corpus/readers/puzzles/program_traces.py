@@ -106,28 +106,28 @@ class Run:
                 self._set(at, name, value)
                 at += 1
                 continue
-            behind = self._end(at)
+            after_block = self._end(at)
             if kind == "for":
                 for i in range(int(words[1])):
                     self._set(at, words[0], i)
-                    self._block(at + 1, behind)
+                    self._block(at + 1, after_block)
             elif kind == "while":
                 while self._holds(at, self.values[words[0]] > self._value(words[1])):
-                    self._block(at + 1, behind)
+                    self._block(at + 1, after_block)
             else:
                 holds = self._holds(at, _compare(self._value(words[0]), words[1], self._value(words[2])))
-                other = behind < len(self.program) and self.program[behind].words == ("else",)
+                other = after_block < len(self.program) and self.program[after_block].words == ("else",)
                 after = (
-                    self._end(behind)
-                    if other and self.program[behind].depth == self.program[at].depth
-                    else behind
+                    self._end(after_block)
+                    if other and self.program[after_block].depth == self.program[at].depth
+                    else after_block
                 )
                 if holds:
-                    self._block(at + 1, behind)
-                elif after != behind:
-                    self._block(behind + 1, after)
-                behind = after
-            at = behind
+                    self._block(at + 1, after_block)
+                elif after != after_block:
+                    self._block(after_block + 1, after)
+                after_block = after
+            at = after_block
 
     def _holds(self, at: int, truth: bool) -> bool:
         self._note(at, "true" if truth else "false")
