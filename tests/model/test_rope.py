@@ -99,9 +99,11 @@ def test_impossible_scalings_are_refused(scaling: str, factor: float, original: 
         RopeSpec(8, None, scaling, factor, original)
 
 
-def test_bounds_of_scaling_are_included() -> None:
-    RopeSpec(8, None, "ntk", 1.0, 1)
-    RopeSpec(8, None, "none", 0.0, 0)
+def test_bounds_of_scaling_are_included_and_there_is_no_original_context_by_default() -> None:
+    assert RopeSpec(8, None, "ntk", 1.0, 1).frequencies(100.0, CPU)[1] == 1.0
+    assert RopeSpec(8, None, "none", 0.0, 0).frequencies(100.0, CPU)[1] == 1.0
+    with pytest.raises(UserError, match="original 0, factor 2"):
+        RopeSpec(8, scaling="yarn", factor=2.0)
 
 
 def test_a_table_holds_scaled_cosines_and_sines_of_each_position() -> None:

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from ikirere.tokens import packing
 from ikirere.tokens.packing import BestFit, Layout, Leg, _Plan, best_fit
 from ikirere.tokens.permutation import keyed, permuted
 from ikirere.tokens.shards import Shard
@@ -297,3 +298,33 @@ def test_rows_are_visited_in_an_order_of_seed_salt_and_epoch() -> None:
     assert plain == order() and plain != sorted(plain)
     for other in (order(seed=1), order(salt=1), order(base=2000)):
         assert sorted(other) == sorted(plain) and sum(a == b for a, b in zip(plain, other, strict=True)) < 12
+
+
+def test_which_row_and_which_document_come_where_is_what_resumed_runs_depend_on() -> None:
+    """Of a stretch's key, numbered keys: 1 for the order of rows, 2 for the documents of each length class."""
+    stream, rows = DocumentStream(shard_of([10] * 30), "a", 4), np.arange(30)
+    key = keyed(*stream.key, 7, 10, 0, 0)
+    order = permuted(rows, np.full(30, 30), keyed(np.repeat(key, 30), 1))
+    assert (
+        BestFit(stream, 0, 10, 30, 7).pieces(rows).source.tolist() == (10 * stream.documents[order]).tolist()
+    )
+    alone = DocumentStream(shard_of([6] * 30), "a", 4)
+    key = np.repeat(keyed(*alone.key, 7, 10, 0, 0), 30)
+    order = permuted(rows, np.full(30, 30), keyed(key, 1))
+    drawn = permuted(order, np.full(30, 30), keyed(keyed(key, 2), 0))
+    pieces = BestFit(alone, 0, 10, 30, 7).pieces(rows)
+    by_row = pieces.source[pieces.source >= 0][np.argsort(pieces.row[pieces.source >= 0])]
+    assert by_row.tolist() == (6 * alone.documents[drawn]).tolist()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.37, 0.8])
+def test_where_a_stretch_ends_is_found_in_few_packings(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Halving alone would take 15 for 20,000 documents."""
+    lengths = np.random.default_rng(2).lognormal(6, 1.3, 20_000).astype(np.int64) + 1
+    stream = DocumentStream(shard_of(lengths), "a", 0)
+    wanted = int(share * BestFit(stream, 0, 512, 1, 0).epoch_rows())
+    packings = []
+    real = packing._packed
+    monkeypatch.setattr(packing, "_packed", lambda *a: packings.append(1) or real(*a))
+    assert BestFit(stream, 0, 512, wanted, 0).legs[-1].rows == wanted
+    assert len(packings) <= 6
