@@ -323,9 +323,7 @@ def write(file: Path, section: str) -> None:
         after = rest.partition(END)[2]
     text = before.rstrip() + ("\n\n" if before.strip() else "") + f"{BEGIN}\n{section}\n{END}\n"
     text += "\n" + after.lstrip() if after.strip() else ""
-    temporary = file.with_name(file.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(file)
+    file.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from ikirere.common.files import write_text
 from ikirere.report.collect import Run
 from ikirere.report.sections import blocks
 from ikirere.report.tables import Table, band, duration, measured, number, percent, size
@@ -93,6 +94,4 @@ def render(run: Run) -> str:
 def write_report(run: Run, path: Path) -> None:
     """Write the report whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(render(run), encoding="utf-8")
-    temporary.replace(path)
+    write_text(path, render(run))

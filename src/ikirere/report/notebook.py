@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 from pathlib import Path
 
+from ikirere.common.files import atomic
 from ikirere.report.collect import Run
 from ikirere.report.html import gate_rows
 from ikirere.report.sections import Block, blocks
@@ -87,6 +88,5 @@ def write_notebook(run: Run, path: Path) -> None:
         cells += [text(index + 2, f"## {block.title}\n\n{block.note}"), code(index + 3, source, outputs)]
     notebook = v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    temporary = path.with_name(path.name + ".part")
-    write(notebook, str(temporary))
-    temporary.replace(path)
+    with atomic(path) as handle:
+        write(notebook, handle)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from ikirere.common.files import file_sha256
 from ikirere.corpus.readers.files import expand
 from ikirere.corpus.steps.prose import code_domains
 from ikirere.corpus.steps.step import DROPPED, LedgerBuilder, Outcome, StepContext, filtered, in_domains
@@ -123,7 +123,7 @@ class PolicyFilter:
         if settings.words is not None:
             path = expand(settings.words, "data.policy.words", context.recipe_folder)
         self.words = read_words(path, "data.policy.words")
-        self.sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        self.sha256 = file_sha256(path)
         self.max_share, self.min_matches = settings.max_share, settings.min_matches
         self.domains = settings.domains
         self.but = code_domains(context.data)
