@@ -117,6 +117,7 @@ def test_a_ratio_is_of_the_same_documents_at_the_same_length(
     half = metrics["bits_per_byte@half"].value / metrics["bits_per_byte@early"].value
     assert metrics["bits_per_byte_ratio@half"].value == pytest.approx(half)
     assert "bits_per_byte_ratio@early" not in metrics
+    assert not (folder / "milestones" / "early.ratio.jsonl").exists()
     assert {"perplexity/code@late", "perplexity/docs@half"} <= set(metrics)
     assert "perplexity/docs@late" not in metrics
     value = metrics["perplexity/docs@half"].value

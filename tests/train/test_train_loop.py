@@ -83,6 +83,34 @@ def test_gradients_of_micro_batches_are_exact(tmp_path: Path) -> None:
         torch.testing.assert_close(p.grad, a, atol=1e-6, rtol=1e-5)
 
 
+class Weighed(CrossEntropy):
+    """Two rows make one example; the weight is given, and the sizes of micro-batches are noted."""
+
+    rows = 2
+
+    def __init__(self, weight: int) -> None:
+        super().__init__()
+        self.value, self.sizes = weight, list[int]()
+
+    def weight(self, batch: Batch) -> int:
+        return self.value
+
+    def __call__(self, model: Any, batch: Batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        self.sizes.append(len(batch.tokens))
+        return super().__call__(model, batch)
+
+
+def test_rows_of_one_example_stay_in_one_micro_batch(tmp_path: Path) -> None:
+    objective = Weighed(1)
+    run(tmp_path, objective=objective, steps=1, micro=3)
+    assert objective.sizes == [6, 2]
+
+
+def test_a_batch_of_no_weight_has_no_gradient(tmp_path: Path) -> None:
+    run(tmp_path, objective=Weighed(0), steps=3, micro=3)
+    assert (rows(tmp_path)[0]["loss"], rows(tmp_path)[0]["grad_norm"]) == (0, 0)
+
+
 def test_callbacks_and_progress(tmp_path: Path) -> None:
     seen: list[Any] = []
     bars: list[Any] = []

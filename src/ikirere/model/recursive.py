@@ -26,8 +26,8 @@ HALT_BIAS = -5.0  # of the halting head: at the start nothing halts
 
 
 class RecursiveOutput(NamedTuple):
-    """What a recursive model says of B rows: logits [B, T, vocab_size] and the halting head's q [B], fp32, above 0
-    where it holds its answer for right. With all steps both have them as a first axis."""
+    """What a recursive model gives for B rows: logits [B, T, vocab_size] and the halting head's q [B], fp32, above 0
+    where it takes its answer to be right. With all steps both have them as a first axis."""
 
     logits: Tensor
     q: Tensor
@@ -53,7 +53,7 @@ class CoreBlock(nn.Module):
 
     def _forward_and_reversed(self, x: Tensor, context: ForwardContext) -> Tensor:
         """The mean of the mixer over x and, turned back, of the mixer over x reversed in time: the mean of two keeps
-        the size that one direction has, so the norm behind weighs x and its update as in a causal core.
+        the size that one direction has, so the norm after it weighs x and its update as in a causal core.
 
         Padding, at the row's end, comes first in reverse. It is a document of its own there (id -1), and a mixer
         starts anew with each document.
@@ -69,11 +69,11 @@ class CoreBlock(nn.Module):
 
 
 class RecursiveModel(Network):
-    """An embedding, a core of post-norm blocks that sees both ways, a head, and a head that tells when to halt.
+    """An embedding, a core of post-norm blocks that sees both ways, a head, and a head that decides when to halt.
 
     The row is `puzzle_tokens` positions in front (zeros; with `puzzles` the first is the puzzle's own vector) and T
     tokens. A supervision step is T cycles of { n times z <- core(z + y + x); y <- core(y + z) }, the last one with
-    gradient, from states y0, z0 that are drawn once and not trained. Logits are read from y, q from its first place.
+    gradient, from states y0, z0 that are drawn once and not trained. Logits are read from y, q from its first position.
     Built with weights drawn from seed 0; on the meta device nothing is allocated: call `to_empty(device=...)`, then
     `reset_parameters`.
     Raises UserError for another family, mixers that cannot see both ways, experts, and settings that cannot be.
@@ -102,8 +102,8 @@ class RecursiveModel(Network):
             m.rope(config, config.mixers.get(k, {})) for m, k in zip(mixers_of(config), config.layer_kinds)
         ]
         kinds = list(dict.fromkeys(spec for spec in specs if spec is not None))
-        places = config.max_position_embeddings + self.front
-        self.ropes = nn.ModuleList(Rope(s, places, config.rope_theta) for s in kinds)
+        positions = config.max_position_embeddings + self.front
+        self.ropes = nn.ModuleList(Rope(s, positions, config.rope_theta) for s in kinds)
         for block, spec in zip(self.blocks(), specs):
             block.mixer.rope_index = kinds.index(spec) if spec is not None else 0
         if not self.embed_tokens.weight.is_meta:
@@ -154,7 +154,7 @@ class RecursiveModel(Network):
     def context(self, tokens: Tensor, document_ids: Tensor | None = None) -> ForwardContext:
         """What all calls of the core share. document_ids: LongTensor [B, T], -1 on padding, which nothing looks at.
 
-        The places in front belong to the row's first document. Raises UserError for rows beyond
+        The positions in front belong to the row's first document. Raises UserError for rows beyond
         max_position_embeddings."""
         batch, length = tokens.shape
         if length > self.config.max_position_embeddings:
@@ -167,7 +167,7 @@ class RecursiveModel(Network):
         if document_ids is None:
             return ForwardContext(positions, rope_tables, None, None, causal=False)
         ids = torch.cat((document_ids[:, :1].expand(-1, self.front), document_ids), dim=1)
-        # Padding looks at padding: a place that may look at nothing would be 0 / 0.
+        # Padding looks at padding: a position that may look at nothing would be 0 / 0.
         mask = (ids[:, :, None] == ids[:, None, :])[:, None]
         return ForwardContext(positions, rope_tables, ids, mask, causal=False)
 
@@ -199,7 +199,7 @@ class RecursiveModel(Network):
         return F.linear(y[:, self.front :], self.output_weight)
 
     def halting(self, y: Tensor) -> Tensor:
-        """q of each row, fp32 [B] (fp64 where that is given), from the first place of y [B, P, hidden_size]."""
+        """q of each row, fp32 [B] (fp64 where that is given), from the first position of y [B, P, hidden_size]."""
         q = self.halt_head(y[:, 0]).squeeze(-1)
         return q if q.dtype == torch.float64 else q.float()
 

@@ -75,8 +75,8 @@ def bits_per_byte(
     windows.sort(key=lambda w: w.start - w.end)
     training = model.training
     model.eval()
-    for place in range(0, len(windows), batch):
-        part = windows[place : place + batch]
+    for begin in range(0, len(windows), batch):
+        part = windows[begin : begin + batch]
         width = max(w.end - w.start for w in part) - 1
         inputs = torch.zeros(len(part), width, dtype=torch.long)
         labels = torch.full((len(part), width), IGNORE)
@@ -84,7 +84,7 @@ def bits_per_byte(
             ids = tokens[w.document][w.start : w.end]
             inputs[row, : len(ids) - 1] = ids[:-1]
             labels[row, w.first - w.start - 1 : len(ids) - 1] = ids[w.first - w.start :]
-        # Padding lies on the right, where causal attention never sees it from a scored place.
+        # Padding lies on the right, where causal attention never sees it from a scored position.
         hidden = model.hidden(inputs.to(model.device))
         found = token_logprobs(hidden, model.output_weight, labels.to(model.device)).sum(-1).tolist()
         for w, value in zip(part, found, strict=True):

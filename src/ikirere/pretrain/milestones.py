@@ -76,6 +76,9 @@ class Milestones:
 
     def _write(self, milestone: Milestone, rows: Sequence[Row], ratio: bool) -> None:
         path = self.folder / self.raw(milestone, ratio)
+        if ratio and not rows:
+            path.unlink(missing_ok=True)
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         write_rows(path, ({"step": milestone.step, **row} for row in rows))
 

@@ -23,8 +23,8 @@ CUTS: dict[str, Callable[[DocumentStream, int, int, int, int], Cut]] = {
     "concatenate": Concatenated,
     "best-fit": BestFit,
 }
-FULL = 0.99  # share of places with tokens below which a note is made
-AHEAD = 1 << 22  # places located at once: finding one row costs about as much as finding many
+FULL = 0.99  # share of positions with tokens below which a note is made
+AHEAD = 1 << 22  # positions located at once: finding one row costs about as much as finding many
 
 
 class Stretch(Protocol):
@@ -81,11 +81,11 @@ class _Located:
 
     data: list[np.ndarray]  # tokens of each stream, and zeros for padding
     first: np.ndarray  # piece that each row begins with
-    stream: np.ndarray  # place in `data`
+    stream: np.ndarray  # index in `data`
     source: np.ndarray
     length: np.ndarray
     number: np.ndarray  # document in its row, -1 for padding
-    after: np.ndarray  # label of the piece's last place
+    after: np.ndarray  # label of the piece's last position
     counting: np.ndarray  # 0, 1, 2, ... as long as a row
 
 
@@ -94,7 +94,7 @@ class PackedLoader:
 
     packing "concatenate": documents lie back to back in one endless stream per domain, reshuffled every
     epoch, and rows are cut from it end to end: no padding, nothing dropped, neither at row ends nor at epoch
-    ends nor between phases (the last row of an epoch goes on into the next). A token's label is the next
+    ends nor between phases (the last row of an epoch continues into the next). A token's label is the next
     token of its document even where the row ends between the two; the last token of a document has none.
     packing "best-fit": rows of whole documents, see `packing.BestFit`; labels and guarantees are the same,
     but that rows may end in padding (token 0, label -100, document -1). Rows are all of one length, so the
@@ -106,7 +106,7 @@ class PackedLoader:
 
     shards: by domain. phases: in order. rank, world: this rank and how many there are; batch sizes must
     divide.
-    full: share of the places of all batches that hold tokens. notes: lines for the user.
+    full: share of the positions of all batches that hold tokens. notes: lines for the user.
     Raises UserError for a mixture without shards, a batch size that does not divide and an unknown packing.
     """
 
@@ -128,11 +128,10 @@ class PackedLoader:
         self._streams: dict[str, DocumentStream] = {}
         self._parts: list[_Part] = []
         self._recent = LruCache(2)
-        self._places = self._filled = 0
+        self._positions = self._filled = 0
         self._used: dict[str, int] = {}  # of each stream, the position at which the next cut begins
-        self._left: dict[
-            tuple[str, int], tuple[Cut, int]
-        ] = {}  # rows over, by stream and length: from which on
+        # Rows that are left over, by stream and length: the cut, and its first row that is not used.
+        self._left: dict[tuple[str, int], tuple[Cut, int]] = {}
         self.steps = 0
         for index, phase in enumerate(phases):
             self._prepare(index, phase)
@@ -173,10 +172,10 @@ class PackedLoader:
             fresh = max(0, count - (over.count - begin)) if over else count
             cut: Cut = CUTS[self._packing](self._streams[name], base, length, fresh, first)
             self._used[name] = cut.end
-            places, filled = fresh * length, cut.end - base
-            self._places, self._filled = self._places + places, self._filled + filled
-            if filled < FULL * places:
-                full = filled / places
+            positions, filled = fresh * length, cut.end - base
+            self._positions, self._filled = self._positions + positions, self._filled + filled
+            if filled < FULL * positions:
+                full = filled / positions
                 self.notes.append(
                     f"{key}: {self._packing} rows of {name} are {full:.1%} full, the rest is padding"
                 )
@@ -191,8 +190,8 @@ class PackedLoader:
 
     @property
     def full(self) -> float:
-        """Share of the places of all batches, of all ranks, that hold tokens; the rest is padding."""
-        return self._filled / self._places if self._places else 1.0
+        """Share of the positions of all batches, of all ranks, that hold tokens; the rest is padding."""
+        return self._filled / self._positions if self._positions else 1.0
 
     def _known(self) -> str:
         return ", ".join(sorted(self._shards)) or "none"

@@ -26,7 +26,7 @@ def rss() -> int:
 
 
 def reset_peak() -> bool:
-    """Starts `peak_rss` anew from what is held now, where the system allows it (Linux); says whether it did."""
+    """Starts `peak_rss` anew from what is held now, where the system allows it (Linux); returns whether it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:

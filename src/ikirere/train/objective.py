@@ -17,7 +17,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from ikirere.tokens.batch import Batch
 
-IGNORE = -100  # label of a place without loss
+IGNORE = -100  # label of a position without loss
 # Measured on the CPU: smaller chunks starve the matrix product, larger ones the cache.
 CHUNK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 28}
 LEAST_ROWS = 256
@@ -37,7 +37,7 @@ class LanguageModel(Protocol):
 Objective = Callable[[Any, "Batch"], tuple[Tensor, dict[str, Tensor]]]
 """(model, batch) -> (loss to minimise, further scalars for the log, detached).
 
-The loss is a mean. Over what, says an optional method `weight(batch) -> int` (default: labelled places); the
+The loss is a mean. An optional method `weight(batch) -> int` gives over how many (default: labelled positions); the
 loop uses it so that micro-batches and ranks of unequal weight add up to the mean over the whole batch. An
 optional attribute `rows` says how many rows of the batch make one example (2 for pairs; default 1).
 """
@@ -45,7 +45,7 @@ optional attribute `rows` says how many rows of the batch make one example (2 fo
 
 @runtime_checkable
 class Weighted(Protocol):
-    """An objective whose loss is not a mean over labelled places."""
+    """An objective whose loss is not a mean over labelled positions."""
 
     def weight(self, batch: Batch) -> int:
         """Size of what the loss of this batch is a mean over."""
@@ -112,7 +112,7 @@ def sequence_logprobs(model: LanguageModel, batch: Batch) -> Tensor:
 
 
 def _labelled(hidden: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The places that have a label: ([n, D], [n]). The others cost nothing further."""
+    """The positions that have a label: ([n, D], [n]). The others cost nothing further."""
     hidden, labels = hidden.reshape(-1, hidden.shape[-1]), labels.reshape(-1)
     used = labels != IGNORE
     if used.all():
@@ -181,7 +181,7 @@ class _MeanLoss(torch.autograd.Function):
 
 
 class _TokenLogprobs(torch.autograd.Function):
-    """Log-probability of each label, [n]; logits are made again for the gradient."""
+    """Log-probability of each label, [n]; logits are computed again for the gradient."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:

@@ -37,7 +37,7 @@ class RecursiveTrainer(nn.Module):
 
     `ema` is a network of the same shape without gradient: decay * ema + (1 - decay) * weight after each step; it is
     what is evaluated. Carried y and z [rows, puzzle_tokens + length, hidden_size], steps done and halted [rows] are
-    buffers, so a checkpoint holds them and a resumed run goes on with the same bits. What a forward pass finds is put
+    buffers, so a checkpoint holds them and a resumed run continues with the same bits. What a forward pass finds is put
     there by `after_step` only: a step that is broken off leaves nothing.
     Each rank carries its own rows, in buffers named by its number, because a checkpoint keeps one copy of what
     is named alike on several ranks. A checkpoint therefore wants as many ranks as wrote it, or fewer.
@@ -108,7 +108,7 @@ class RecursiveTrainer(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> dict[str, Tensor]:
-        """Puts what was found in place and moves the average on; the loop calls it after each optimiser step."""
+        """Puts what was found in place and updates the average; the loop calls it after each optimiser step."""
         for row, *values in self._found:
             for name, value in zip(("y", "z", "steps", "halted"), values):
                 held = self.carried(name)
@@ -139,8 +139,8 @@ class DeepSupervision:
         network = trainer.network
         y, z, steps = trainer.advance(batch)
         used = batch.labels != IGNORE
-        row, place = used.nonzero(as_tuple=True)
-        logits = F.linear(y[row, network.front + place], network.output_weight)
+        row, position = used.nonzero(as_tuple=True)
+        logits = F.linear(y[row, network.front + position], network.output_weight)
         wanted, counts = batch.labels[used], used.sum(-1).clamp_min(1)
         nats = stablemax_nats(logits, wanted)
         each = nats.new_zeros(len(y)).index_add(0, row, nats) / counts
@@ -182,7 +182,7 @@ class Examples(Protocol):
 class CarriedRows:
     """A source for `train.loop` that keeps each row's example until the row halts.
 
-    halted: which rows are done, `RecursiveTrainer.halted`. exploration: share of examples that must go on for at least
+    halted: which rows are done, `RecursiveTrainer.halted`. exploration: share of examples that must continue for at least
     U{2..limit} steps, drawn by the example's number; published code draws anew at each step.
     A phase begins with new examples in all rows and counts its own from 0; rank r takes the numbers r, r + world, ...
     The state is JSON-able: rows are rebuilt from their numbers. Under another number of ranks all rows begin new
@@ -257,7 +257,7 @@ class CarriedRows:
         return Batch(tokens, torch.stack([e.labels for e in examples]), positions, ids, extras)
 
     def _row(self, row: int, phase: int, number: int) -> tuple[Example, int]:
-        """The row's example, and how many steps it must go on for at least."""
+        """The row's example, and how many steps it must continue for at least."""
         known = self._made.get(row)
         if known is None or known[0] != (phase, number):
             draw = np.random.default_rng([abs(self.seed), _EXPLORING, phase, number])
