@@ -25,8 +25,8 @@ Example:
         text-dedup=PEERS/bin/python --write benchmarks/corpus/RESULTS.md
 
 A peer's Python needs the peer and pyarrow; datatrove also orjson, xxhash<4, tokenizers and spacy. Peers that
-are not named are left out and the table says so. `--write` replaces the section "Near-duplicates" of the
-file, or appends it. Results are kept in `--folder`, so that a run that was stopped goes on.
+are not named are left out and the table says so. `--write` replaces the section of this script
+in the file, or appends it. Results are kept in `--folder`, so that a run that was stopped goes on.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ import json
 import os
 import platform
 import random
-import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +49,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 from dedup_arms import ARMS, documents
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results import written
 
 HERE = Path(__file__).resolve().parent
 PART_BYTES = 8_000_000
@@ -277,17 +279,6 @@ def section(options: argparse.Namespace) -> str:
     )
 
 
-def written(path: Path, text: str) -> None:
-    """Put the section in the place of the one of this name, or at the end."""
-    old = path.read_text() if path.exists() else ""
-    pattern = re.compile(r"^## Near-duplicates\n.*?(?=^## |\Z)", re.M | re.S)
-    if pattern.search(old):
-        new = pattern.sub(lambda _: text + "\n", old)
-    else:
-        new = (old.rstrip() + "\n\n" if old.strip() else "") + text
-    path.write_text(new.rstrip() + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -310,7 +301,7 @@ def main() -> None:
     text = section(options)
     print(text)
     if options.write:
-        written(options.write, text)
+        written(options.write, "dedup.py", text)
 
 
 if __name__ == "__main__":

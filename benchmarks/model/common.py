@@ -22,6 +22,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results import written
+
 from ikirere.common.intervals import wilson
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
@@ -127,18 +130,6 @@ def machine(args: argparse.Namespace, clock: Clock) -> str:
         f"{clock.rounds} seed(s), {clock.seconds / 60:.1f} minutes, {clock.cpu_seconds / 60:.1f} of processor time: "
         f"`{command}`\n"
     )
-
-
-def written(path: Path, name: str, text: str) -> None:
-    """Puts `text` between the markers of `name`, which are added at the end where they are missing. All else stays."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Benchmarks of models\n"
-    if (start := old.find(begin)) >= 0 and (stop := old.find(end, start)) >= 0:
-        new = old[:start] + section + old[stop + len(end) :]
-    else:
-        new = f"{old.rstrip()}\n\n{section}\n"
-    path.write_text(new, encoding="utf-8")
 
 
 def finish(args: argparse.Namespace, name: str, text: str) -> None:

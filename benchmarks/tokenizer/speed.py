@@ -36,12 +36,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results import written
+
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "RAYON_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-BEGIN, END = "<!-- speed.py: begin -->", "<!-- speed.py: end -->"
 Encode = Callable[[list[str]], Iterable[Iterable[int]]]
 
 
@@ -314,18 +316,6 @@ def notes(
     )
 
 
-def write(file: Path, section: str) -> None:
-    """Put the section between its marks; the rest of the file stays."""
-    before, after = "", ""
-    if file.is_file():
-        whole = file.read_text(encoding="utf-8")
-        before, _, rest = whole.partition(BEGIN)
-        after = rest.partition(END)[2]
-    text = before.rstrip() + ("\n\n" if before.strip() else "") + f"{BEGIN}\n{section}\n{END}\n"
-    text += "\n" + after.lstrip() if after.strip() else ""
-    file.write_text(text, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -378,7 +368,7 @@ def main() -> None:
         )
     print(section)
     if args.write:
-        write(args.write, section)
+        written(args.write, "speed.py", section)
 
 
 if __name__ == "__main__":

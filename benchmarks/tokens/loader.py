@@ -17,7 +17,7 @@ Example:
         --write benchmarks/tokens/RESULTS.md
 
 PEERS is an environment with torch, litdata and torchdata; arms whose peer is missing are left out and the table says
-so. `--write` replaces the section "Loader" of the file, or appends it.
+so. `--write` replaces the section of this script in the file, or appends it.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ from typing import Any
 
 import numpy as np
 from loader_arms import ARMS, MEANS, WARM, WEIGHTS, make_shards, opened
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from results import written
 
 HERE = Path(__file__).resolve().parent
 STOP, CHECKED = 8, 40  # step after which a state is saved, and steps of the checks
@@ -160,14 +163,6 @@ def processor() -> str:
     return names[0] if names else platform.processor()
 
 
-def written(path: Path, text: str) -> None:
-    """Replaces the section of this name, or appends it."""
-    old = path.read_text(encoding="utf-8") if path.exists() else ""
-    found = re.search(r"^## Loader\n.*?(?=^## |\Z)", old, flags=re.M | re.S)
-    new = old[: found.start()] + text + old[found.end() :] if found else f"{old.rstrip()}\n\n{text}".lstrip()
-    path.write_text(new, encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -214,7 +209,7 @@ def main() -> None:
     text = section(tables, options)
     print(text)
     if options.write:
-        written(options.write, text)
+        written(options.write, "loader.py", text)
 
 
 if __name__ == "__main__":
