@@ -6,12 +6,12 @@ It is made when documents are split, travels with their shards, and is checked a
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from ikirere.common.files import json_sha256
 from ikirere.errors import UserError
 
 Side = tuple[np.ndarray, np.ndarray]  # ids and families, both bytes [n] (dtype S32)
@@ -30,13 +30,13 @@ def make_seal(sides: Mapping[str, Side]) -> dict[str, Any]:
         "families": len(np.unique(np.concatenate([families for _, families in sides.values()]))),
     }
     _apart(sides, "data")
-    return body | {"sha256": _own_hash(body)}
+    return body | {"sha256": json_sha256(body)}
 
 
 def check_seal(seal: Mapping[str, Any], sides: Mapping[str, Side], place: str) -> None:
     """Raises UserError, naming `place`, where the seal was altered, documents are on other sides than it says, or
     a family of near-duplicates straddles two splits."""
-    if seal.get("sha256") != _own_hash({k: v for k, v in seal.items() if k != "sha256"}):
+    if seal.get("sha256") != json_sha256({k: v for k, v in seal.items() if k != "sha256"}):
         raise UserError(
             f"{place}: the seal was altered (its own hash does not fit); run the data stage again"
         )
@@ -60,7 +60,3 @@ def _apart(sides: Mapping[str, Side], place: str) -> None:
                     f"{place}: the seal is broken: {len(shared)} families of near-duplicates are in both {one} and "
                     f"{other}, first {shared[0].decode()}; run the data and shards stages again"
                 )
-
-
-def _own_hash(body: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -228,6 +228,7 @@ def _file_stem(domain: str) -> str:
 
 
 def _manifest_hash(manifest: Mapping[str, Any]) -> str:
+    # With ASCII escapes, unlike `common.files.json_sha256`: manifests on disk hold this hash, for domains of any name.
     body = {k: v for k, v in manifest.items() if k != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
