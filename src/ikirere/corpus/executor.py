@@ -12,7 +12,7 @@ import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import pyarrow as pa
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import daft
 
 _RUNNING: list[str] = []  # the runner of this process, once there is one
-Work = Callable[[str], dict[str, Any]]  # a path in, figures as plain JSON values out
+T = TypeVar("T")  # figures as plain JSON values
 
 
 class Engine:
@@ -54,7 +54,7 @@ class Engine:
                 f"data.engine: this process runs Daft on {_RUNNING[0]} already; {name} needs one of its own"
             )
 
-    def each(self, work: Work, paths: Sequence[Path]) -> list[dict[str, Any]]:
+    def each(self, work: Callable[[str], T], paths: Sequence[Path]) -> list[T]:
         """`work(path)` for every path, in processes of their own; results in the order of the paths.
 
         work: picklable. Raises UserError with its message where one raises UserError.
@@ -88,7 +88,7 @@ class Engine:
 class _Task:
     """One function, made once per process."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Callable[[str], object]) -> None:
         self.work = work
 
     def __call__(self, path: str) -> str:

@@ -14,7 +14,14 @@ import numpy as np
 from ikirere.common.files import json_sha256
 from ikirere.errors import UserError
 
+SPLITS = ("train", "heldout")
+SEAL = "seal.json"
 Side = tuple[np.ndarray, np.ndarray]  # ids and families, both bytes [n] (dtype S32)
+
+
+def documents_file(split_name: str) -> str:
+    """Name of a split's file in the data stage's folder."""
+    return f"documents-{split_name}.parquet"
 
 
 def ids_hash(ids: np.ndarray) -> str:

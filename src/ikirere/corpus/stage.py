@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from ikirere.corpus.build.inputs import check_inputs, domains_of, external_inputs, machine_inputs
 from ikirere.corpus.build.pipeline import build
-from ikirere.corpus.build.split_documents import SEAL, SPLITS, documents_file
-from ikirere.corpus.readers import fingerprint, size
+from ikirere.corpus.readers import size
+from ikirere.corpus.seal import SEAL, SPLITS, documents_file
+from ikirere.errors import UserError
 from ikirere.programme.stage import Stage, StageContext, StageResult
-from ikirere.recipe.data import PythonEnvironment
 from ikirere.recipe.schema import Recipe
 
 RAW = (
@@ -28,30 +29,49 @@ FILES = (*(documents_file(s) for s in SPLITS), "ledger", "manifests", SEAL, "cou
 class DataStage(Stage):
     """Artifacts: documents-train.parquet, documents-heldout.parquet, ledger/, manifests/, seal.json, counts.json and
     raw rows. Metrics: documents/<domain>, bytes/<domain>, heldout_share/<domain>, dropped/<reason>,
-    kept_share/<step>; where their steps ran near_duplicate_pairs_left, contaminated_documents (in training),
-    unchecked_evaluation_sets."""
+    kept_share/<step>; where their steps ran near_duplicate_pairs_left (training with training, training with
+    held-out), contaminated_documents (in training), both counted in what was written, and unchecked_evaluation_sets."""
 
     name: ClassVar[str] = "data"
-    needs: ClassVar[tuple[str, ...]] = ()
+    makes: ClassVar[tuple[str, ...]] = (
+        "documents/{domain}",
+        "bytes/{domain}",
+        "heldout_share/{domain}",
+        "dropped/{reason}",
+        "kept_share/{step}",
+        "near_duplicate_pairs_left",
+        "contaminated_documents",
+        "unchecked_evaluation_sets",
+    )
+    outputs: ClassVar[tuple[str, ...]] = (*(documents_file(s) for s in SPLITS), SEAL, "domains.jsonl")
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
-        # Neither the engine nor the number of workers changes the result.
-        data = recipe.data.model_dump(mode="json", exclude={"engine", "workers"})
-        return {"data": data, "seed": recipe.seed, "mixtures": mixtures(recipe)}
+        return {"data": recipe.data.result_settings(), "seed": recipe.seed}
+
+    def measuring(self, recipe: Recipe) -> Mapping[str, Any]:
+        """What only the manifests and the list of missing evaluation sets depend on."""
+        data: dict[str, Any] = {"version": recipe.data.version}
+        if recipe.data.decontaminate is not None:
+            data["decontaminate"] = {"on_missing": recipe.data.decontaminate.on_missing}
+        phases = [{"name": name, "mixture": weights} for name, weights in mixtures(recipe).items()]
+        return {"data": data, "pretrain": {"phases": phases}}
 
     def external(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
-        return {
-            f"data.sources.{i}": fingerprint(source, recipe_folder)
-            for i, source in enumerate(recipe.data.sources)
-            if not isinstance(source, PythonEnvironment)
-        }
+        return external_inputs(recipe.data, recipe_folder)
 
     def surroundings(self, recipe: Recipe, recipe_folder: Path) -> Mapping[str, str]:
-        return {
-            f"data.sources.{i}": fingerprint(source, recipe_folder)
-            for i, source in enumerate(recipe.data.sources)
-            if isinstance(source, PythonEnvironment)
-        }
+        return machine_inputs(recipe.data, recipe_folder)
+
+    def check(self, recipe: Recipe, recipe_folder: Path) -> None:
+        domains = domains_of(recipe.data)
+        for i, phase in enumerate(recipe.pretrain.phases):
+            for name, weight in phase.mixture.items():
+                if weight > 0 and name not in domains:
+                    raise UserError(
+                        f"pretrain.phases.{i}.mixture: no source of `data` has the domain {name!r}; domains are "
+                        f"{', '.join(sorted(domains))}"
+                    )
+        check_inputs(recipe.data, recipe_folder)
 
     def run(self, context: StageContext) -> StageResult:
         data = context.recipe.data
@@ -66,32 +86,27 @@ class DataStage(Stage):
                 bar.advance,
                 context.say,
             )
+        rows: Mapping[str, Any] = counts
         for name in RAW:
-            context.write_rows(name, counts[name.removesuffix(".jsonl")])
+            context.write_rows(name, rows[name.removesuffix(".jsonl")])
         result = StageResult(artifacts=list(FILES))
         add = result.metrics.append
-        for row in counts["domains"]:
-            here = {"domain": row["domain"]}
+        for domain in (row["domain"] for row in counts["domains"]):
+            here = {"domain": domain}
             for field in ("documents", "bytes"):
-                add(context.metric(f"{field}/{row['domain']}", "scalar", "domains.jsonl", field, where=here))
-            name = f"heldout_share/{row['domain']}"
+                add(context.metric(f"{field}/{domain}", "scalar", "domains.jsonl", field, where=here))
+            name = f"heldout_share/{domain}"
             add(context.metric(name, "ratio", "domains.jsonl", "heldout_bytes", "bytes", where=here))
-        for row in counts["dropped"]:
-            if row["action"] == "dropped":
-                here = {"step": row["step"], "reason": row["reason"]}
-                add(
-                    context.metric(
-                        f"dropped/{row['reason']}", "scalar", "dropped.jsonl", "documents", where=here
-                    )
-                )
-        for row in counts["checks"]:
-            add(
-                context.metric(row["check"], "scalar", "checks.jsonl", "count", where={"check": row["check"]})
-            )
-        for row in counts["steps"]:
-            here = {"step": row["step"]}
-            name = f"kept_share/{row['step']}"
-            if row["bytes_in"]:
+        for reason in counts["dropped"]:
+            if reason["action"] == "dropped":
+                here = {"step": reason["step"], "reason": reason["reason"]}
+                name = f"dropped/{reason['reason']}"
+                add(context.metric(name, "scalar", "dropped.jsonl", "documents", where=here))
+        for check in (row["check"] for row in counts["checks"]):
+            add(context.metric(check, "scalar", "checks.jsonl", "count", where={"check": check}))
+        for step in counts["steps"]:
+            if step["bytes_in"]:
+                here, name = {"step": step["step"]}, f"kept_share/{step['step']}"
                 add(context.metric(name, "ratio", "steps.jsonl", "bytes_out", "bytes_in", where=here))
         return result
 

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ikirere.recipe.hygiene import Decontaminate, Language, NearDuplicates, Normalise, Pii, Policy, Quality
-from ikirere.recipe.section import Fraction, Positive, Section
+from ikirere.recipe.section import WATCHING, Fraction, Positive, Section
 
 
 class PythonEnvironment(Section):
@@ -157,11 +157,18 @@ class Data(Section):
     """What is read and what is done to it. A hygiene section set to null leaves that step out."""
 
     engine: Literal["native", "ray"] = Field(
-        default="native", description="Daft on this machine, or on a Ray cluster"
+        default="native",
+        description="Daft on this machine, or on a Ray cluster",
+        json_schema_extra=WATCHING,
     )
-    workers: Positive | None = Field(default=None, description="processes at work; default: one per core")
+    workers: Positive | None = Field(
+        default=None, description="processes at work; default: one per core", json_schema_extra=WATCHING
+    )
     version: str = Field(
-        default="v0.1", pattern=r"^v[0-9][A-Za-z0-9._-]*$", description="of the manifests that are written"
+        default="v0.1",
+        pattern=r"^v[0-9][A-Za-z0-9._-]*$",
+        description="of the manifests that are written",
+        json_schema_extra=WATCHING,
     )
     sources: tuple[Source, ...] = Field(min_length=1)
     heldout: Fraction = Field(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ikirere.recipe.section import Fraction, Positive, Section
+from ikirere.recipe.section import WATCHING, Fraction, Positive, Section
 
 
 class Normalise(Section):
@@ -31,7 +31,9 @@ class NearDuplicates(Section):
     rows_per_band: Positive = Field(default=5, description="hashes per band")
     shingle_words: Positive = 5
     spill_bytes: Positive = Field(
-        default=1_000_000_000, description="memory for band tables; what is more is sorted on disk"
+        default=1_000_000_000,
+        description="memory for band tables; what is more is sorted on disk",
+        json_schema_extra=WATCHING,
     )
     against: tuple[str, ...] = Field(
         default=(), description="Parquet files or snapshots that are compared with and never dropped"
@@ -108,5 +110,7 @@ class Decontaminate(Section):
         description="which side leaves; `evaluation` lists the items to leave out of scores",
     )
     on_missing: Literal["stop", "warn"] = Field(
-        default="warn", description="what to do where an evaluation set cannot be read"
+        default="warn",
+        description="what to do where an evaluation set cannot be read",
+        json_schema_extra=WATCHING,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from ikirere.common.files import read_json, read_rows
-from ikirere.corpus.build.split_documents import SEAL, SPLITS, documents_file
+from ikirere.corpus.seal import SEAL, SPLITS, documents_file
 from ikirere.errors import UserError
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe

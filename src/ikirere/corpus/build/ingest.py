@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -11,18 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from ikirere.common.files import PART, json_sha256, read_json, write_json
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document, TableWriter
-from ikirere.corpus.readers import SourcePosition, fingerprint, open_source
+from ikirere.corpus.parts import write_table
+from ikirere.corpus.readers import SourcePosition, open_source, reader
 from ikirere.corpus.readers.text import DAMAGED
-from ikirere.corpus.steps.step import LEDGER_SCHEMA
+from ikirere.corpus.steps.step import DROPPED, LEDGER_SCHEMA, LedgerRow
+from ikirere.errors import UserError
 from ikirere.recipe.data import Data, Source
 
 PART_BYTES = 8_000_000  # text of a part: what one worker holds at once
 SOURCE_BITS = 40  # `order` is source << SOURCE_BITS | row
-STEP = "read"
-LAST = "last"  # names the ledger of what was skipped behind the last part
+LAST = "last"  # names the ledger of what was skipped after the last part
 
 
 @dataclass
@@ -35,43 +34,28 @@ class Read:
     n_bytes: int = 0
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)
-
-
-def read_json(path: Path) -> Any:
-    """None where there is no such file, or one that is torn."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def digest(*values: Any) -> str:
-    """Hash of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()
-
-
 def read_sources(
     data: Data, recipe_folder: Path, folder: Path, advance: Callable[[int], None], say: Callable[[str], None]
 ) -> Read:
-    """Read every source into `folder`. A source that is finished is not read again while its keys and what it reads
-    are the same; one that was cut short goes on behind its last whole part.
+    """Read every source into `folder`. A source that is finished is not read again while its keys and the files that it
+    reads are the same; one that was cut short continues after its last whole part, if what it reads of the machine is
+    the same too.
 
     Raises UserError as the sources do, and for a source without documents.
     """
     result = Read()
     for number, source in enumerate(data.sources):
         place = folder / f"{number:02d}"
-        key = digest(source.model_dump(mode="json"), fingerprint(source, recipe_folder), PART_BYTES)
-        if read_json(place / "key.json") != key:
+        made = reader(source, recipe_folder)
+        settings = [source.model_dump(mode="json"), PART_BYTES]
+        key = json_sha256([*settings, "" if made.of_machine else made.fingerprint()])
+        machine = made.fingerprint() if made.of_machine else ""
+        known, done = intact_json(place / "key.json"), intact_json(place / "done.json")
+        if known is None or known["key"] != key or (done is None and known["machine"] != machine):
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir(parents=True)
-            write_json(place / "key.json", key)
-        done = read_json(place / "done.json")
+            write_json(place / "key.json", {"key": key, "machine": machine})
+            done = None
         if done is None:
             done = _SourceReader(source, number, recipe_folder, place, say).run(advance)
             write_json(place / "done.json", done)
@@ -85,16 +69,25 @@ def read_sources(
     return result
 
 
+def intact_json(path: Path) -> Any:
+    """The value in a file of work that a kill may have cut short; None where there is no such file, or none that can be
+    read."""
+    try:
+        return read_json(path)
+    except UserError:
+        return None
+
+
 class _SourceReader:
-    """One source into parts. Beside each part lie the ledger of what was skipped on the way to it and the place in the
-    source behind it, both written before it: a part stands for everything up to its end."""
+    """One source into parts. Beside each part lie the ledger of what was skipped before its end and the position in the
+    source after it, both written before it: a part stands for everything up to its end."""
 
     def __init__(
         self, source: Source, number: int, recipe_folder: Path, place: Path, say: Callable[[str], None]
     ) -> None:
         self.source, self.number, self.place, self.say = source, number, place, say
         self.whole = sorted(place.glob("part-*.parquet"))
-        for leftover in place.glob("*.part"):
+        for leftover in place.glob(f"*{PART}"):
             leftover.unlink()
         for ledger in place.glob("skipped-*.parquet"):
             if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
@@ -103,32 +96,36 @@ class _SourceReader:
         self.start = SourcePosition(**read_json(last)) if self.whole else SourcePosition()
         self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
         self.rows: list[dict[str, Any]] = []
-        self.skips: list[dict[str, Any]] = []  # on the way to the rows
-        self.behind: list[dict[str, Any]] = []  # since the last row
+        self.skips: list[LedgerRow] = []  # before the last row
+        self.later: list[LedgerRow] = []  # since the last row
         self.damaged: list[str] = []
         self.size = 0
 
     def skipped(self, path: str, reason: str) -> None:
         if reason in DAMAGED:
             self.damaged.append(f"{path} ({reason})")
-        blank = dict.fromkeys(LEDGER_SCHEMA.names, "")
-        self.behind.append(
-            blank
-            | {
-                "step": STEP,
-                "action": "dropped",
-                "reason": reason,
-                "path": path,
-                "source": self.source.name,
-                "bytes": 0,
-            }
+        self.later.append(
+            LedgerRow(
+                step="read",
+                action=DROPPED,
+                reason=reason,
+                id="",
+                path=path,
+                source=self.source.name,
+                domain="",
+                licence="",
+                kept="",
+                detail="",
+                excerpt="",
+                bytes=0,
+            )
         )
 
     def run(self, advance: Callable[[int], None]) -> dict[str, int]:
         count, n_bytes = self.start.documents, self.start.n_bytes
         advance(n_bytes)
         if count:
-            self.say(f"source {self.source.name}: going on behind {count} documents")
+            self.say(f"source {self.source.name}: continued after {count} documents")
         for document in self.reading:
             advance(document.n_bytes)
             n_bytes += document.n_bytes
@@ -136,8 +133,8 @@ class _SourceReader:
             count += 1
         if self.rows:
             self._flush()
-        # Of no part: a source that goes on behind its last one tells these again.
-        self._write_skips(self.behind, LAST)
+        # Of no part: a source that is continued after its last one reports these again.
+        self._write_skips(self.later, LAST)
         if self.damaged:
             self.say(
                 f"source {self.source.name}: {len(self.damaged)} files or rows left out, first {self.damaged[0]}; "
@@ -147,14 +144,14 @@ class _SourceReader:
 
     def _add(self, document: Document, row: int) -> None:
         document.order = self.number << SOURCE_BITS | row
-        self.skips += self.behind
-        self.behind = []
+        self.skips += self.later
+        self.later = []
         self.rows.append(document.row())
         self.size += document.n_bytes
         if self.size >= PART_BYTES:
             self._flush()
 
-    def _write_skips(self, skips: list[dict[str, Any]], name: str) -> None:
+    def _write_skips(self, skips: list[LedgerRow], name: str) -> None:
         with TableWriter(self.place / f"skipped-{name}.parquet", LEDGER_SCHEMA) as ledger:
             for skip in skips:
                 ledger.add(skip)
@@ -166,13 +163,3 @@ class _SourceReader:
         write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
         self.whole.append(self.place / f"part-{name}")
         self.rows, self.skips, self.size = [], [], 0
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Parquet, whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        pq.write_table(table, part, compression="zstd", compression_level=1, row_group_size=4096)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)

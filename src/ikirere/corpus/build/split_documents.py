@@ -2,36 +2,46 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic, write_json
 from ikirere.corpus.build.group_split import split
-from ikirere.corpus.build.ingest import write_json
 from ikirere.corpus.document import DOCUMENT_SCHEMA
-from ikirere.corpus.seal import make_seal
+from ikirere.corpus.parts import read_part
+from ikirere.corpus.seal import SEAL, SPLITS, documents_file, make_seal
 
-SPLITS = ("train", "heldout")
-SEAL = "seal.json"
+Entry = tuple[str, str, str, str, int]  # domain, group, id, family, bytes of a document
 
 
-def documents_file(split_name: str) -> str:
-    """Name of a split's file in the data stage's folder."""
-    return f"documents-{split_name}.parquet"
+class DomainRow(TypedDict):
+    """Documents, UTF-8 bytes and groups of a domain, whole and by split."""
+
+    domain: str
+    documents: int
+    bytes: int
+    train_documents: int
+    train_bytes: int
+    heldout_documents: int
+    heldout_bytes: int
+    train_groups: int
+    heldout_groups: int
 
 
 @dataclass
 class Divided:
     """Counts by domain, the seal, notes for the user."""
 
-    domains: list[dict[str, Any]]
+    domains: list[DomainRow]
     seal: dict[str, Any]
     notes: list[str]
 
@@ -42,9 +52,9 @@ def divide(parts: Sequence[Path], share: float, folder: Path, say: Callable[[str
     Groups that near-duplicates tie together count as one group. What is kept in memory is some 300 bytes per document.
     """
     columns = ["domain", "group", "id", "family"]
-    entries: list[tuple[str, str, str, str, int]] = []
+    entries: list[Entry] = []
     for part in parts:
-        table = pq.read_table(part, columns=[*columns, "text"])
+        table = read_part(part, [*columns, "text"])
         sizes = pc.binary_length(table.column("text")).to_pylist()
         domain, group, identity, family = (table.column(c).to_pylist() for c in columns)
         entries += zip(domain, group, identity, (f or i for f, i in zip(family, identity)), sizes)
@@ -74,11 +84,11 @@ def divide(parts: Sequence[Path], share: float, folder: Path, say: Callable[[str
     return Divided(_domains(entries, sides), seal, notes)
 
 
-def _side(entries: Sequence[tuple[str, str, str, str, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _side(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([e[2] for e in entries], dtype="S32"), np.array([e[3] for e in entries], dtype="S32")
 
 
-def _merged_groups(entries: Sequence[tuple[str, str, str, str, int]]) -> dict[str, str]:
+def _merged_groups(entries: Sequence[Entry]) -> dict[str, str]:
     """Each group's name for the split: the least of all groups that families tie to it."""
     parent: dict[str, str] = {}
 
@@ -97,15 +107,14 @@ def _merged_groups(entries: Sequence[tuple[str, str, str, str, int]]) -> dict[st
 
 
 def _write(parts: Sequence[Path], sides: Sequence[bool], folder: Path) -> None:
-    paths = {name: folder / documents_file(name) for name in SPLITS}
-    temporary = {name: path.with_name(path.name + ".part") for name, path in paths.items()}
-    writers = {
-        name: pq.ParquetWriter(t, DOCUMENT_SCHEMA, compression="zstd") for name, t in temporary.items()
-    }
-    try:
+    with ExitStack() as files:
+        writers = {}
+        for name in SPLITS:
+            handle = files.enter_context(atomic(folder / documents_file(name), "wb"))
+            writers[name] = files.enter_context(pq.ParquetWriter(handle, DOCUMENT_SCHEMA, compression="zstd"))
         at = 0
         for part in parts:
-            table = pq.read_table(part).select(DOCUMENT_SCHEMA.names).cast(DOCUMENT_SCHEMA)
+            table = read_part(part).select(DOCUMENT_SCHEMA.names).cast(DOCUMENT_SCHEMA)
             held = pa.array(sides[at : at + len(table)], type=pa.bool_())
             at += len(table)
             families = pc.if_else(pc.equal(table["family"], ""), table["id"], table["family"])
@@ -113,32 +122,27 @@ def _write(parts: Sequence[Path], sides: Sequence[bool], folder: Path) -> None:
             for name, mask in (("train", pc.invert(held)), ("heldout", held)):
                 if len(chosen := table.filter(mask)):
                     writers[name].write_table(chosen)
-        for name, writer in writers.items():
-            writer.close()
-            temporary[name].replace(paths[name])
-    finally:
-        for name, writer in writers.items():
-            writer.close()
-            temporary[name].unlink(missing_ok=True)
 
 
-def _domains(
-    entries: Sequence[tuple[str, str, str, str, int]], sides: Sequence[bool]
-) -> list[dict[str, Any]]:
-    """Counts of each domain: documents, bytes and groups, whole and by split."""
-    rows: dict[str, dict[str, Any]] = {}
-    groups: dict[tuple[str, str], set[str]] = defaultdict(set)
+def _domains(entries: Sequence[Entry], sides: Sequence[bool]) -> list[DomainRow]:
+    documents: Counter[tuple[str, bool]] = Counter()
+    sizes: Counter[tuple[str, bool]] = Counter()
+    groups: dict[tuple[str, bool], set[str]] = defaultdict(set)
     for (domain, group, _, _, n_bytes), held in zip(entries, sides):
-        name = "heldout" if held else "train"
-        row = rows.setdefault(
-            domain,
-            {"domain": domain}
-            | {f"{s}{k}": 0 for s in ("", "train_", "heldout_") for k in ("documents", "bytes")},
-        )
-        for prefix in ("", f"{name}_"):
-            row[f"{prefix}documents"] += 1
-            row[f"{prefix}bytes"] += n_bytes
-        groups[domain, name].add(group)
-    for domain, row in rows.items():
-        row |= {f"{name}_groups": len(groups[domain, name]) for name in SPLITS}
-    return [rows[domain] for domain in sorted(rows)]
+        documents[domain, held] += 1
+        sizes[domain, held] += n_bytes
+        groups[domain, held].add(group)
+    return [
+        {
+            "domain": domain,
+            "documents": documents[domain, False] + documents[domain, True],
+            "bytes": sizes[domain, False] + sizes[domain, True],
+            "train_documents": documents[domain, False],
+            "train_bytes": sizes[domain, False],
+            "heldout_documents": documents[domain, True],
+            "heldout_bytes": sizes[domain, True],
+            "train_groups": len(groups[domain, False]),
+            "heldout_groups": len(groups[domain, True]),
+        }
+        for domain in sorted({domain for domain, _ in documents})
+    ]

@@ -6,7 +6,7 @@ only separate; characters without width are dropped. In scripts that are written
 Japanese, Thai, Lao, Khmer, Burmese) each character is a word. Digits stay as they are: 1,000 is the words 1
 and 000.
 
-A word's hash is the sum over its characters of a random number of the character times one of the place, an
+A word's hash is the sum over its characters of a random number of the character times one of the position, an
 n-gram's a polynomial of its words' hashes, both modulo 2**64 and mixed. Equal n-grams have equal hashes on
 every machine; two different ones share a hash with a probability near 2**-64, so that about one of 10**12
 n-grams is found by mistake in an index of ten million.
@@ -23,11 +23,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from ikirere.common.splitmix import GOLDEN, splitmix
+
 U64 = npt.NDArray[np.uint64]
 I64 = npt.NDArray[np.int64]
 
 SEPARATOR, LETTER, ALONE, HIDDEN = range(4)  # kinds of characters
-LONGEST_WORD = 1024  # characters of a word that count each by their place; behind them places repeat
+LONGEST_WORD = 1024  # characters of a word that count each by their position; after them positions repeat
 FILTER_BITS = (
     16  # at least, of the filter per hash of an index: one n-gram in sixteen or fewer passes by mistake
 )
@@ -36,25 +38,13 @@ UNSPACED = (
     (0x0E00, 0x0EFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x3040, 0x30FF), (0x31F0, 0x31FF),
     (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xF900, 0xFAFF), (0x20000, 0x3134F),
 )  # fmt: skip
-ASSIGNED = 0x32400  # behind it there are no letters, as of Unicode 16
+ASSIGNED = 0x32400  # above it there are no letters, as of Unicode 16
 MASK = (1 << 64) - 1
-STEP = np.uint64(0x9E3779B97F4A7C15)
-
-
-def mix(values: U64) -> U64:
-    """A bijection of 64-bit numbers that spreads every bit over all (Steele et al. 2014, SplitMix64's
-    output)."""
-    values = values ^ (values >> np.uint64(30))
-    values *= np.uint64(0xBF58476D1CE4E5B9)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(0x94D049BB133111EB)
-    values ^= values >> np.uint64(31)
-    return values
 
 
 @lru_cache(maxsize=1)
 def _tables() -> tuple[npt.NDArray[np.uint8], U64, U64]:
-    """Kind and random number of each code point, random odd number of each place in a word."""
+    """Kind and random number of each code point, random odd number of each position in a word."""
     kinds = np.zeros(0x110000, np.uint8)
     for code in range(ASSIGNED):
         category = unicodedata.category(chr(code))
@@ -67,8 +57,8 @@ def _tables() -> tuple[npt.NDArray[np.uint8], U64, U64]:
         letters[letters == LETTER] = ALONE
     kinds[0xFE00:0xFE10] = HIDDEN  # variation selectors
     kinds[0xE0000:0xE01F0] = HIDDEN  # tags and more of them
-    characters = mix(np.arange(1, 0x110001, dtype=np.uint64) * STEP)
-    places = mix(np.arange(0x200000, 0x200000 + LONGEST_WORD, dtype=np.uint64) * STEP) | np.uint64(1)
+    characters = splitmix(np.arange(1, 0x110001, dtype=np.uint64) * GOLDEN)
+    places = splitmix(np.arange(0x200000, 0x200000 + LONGEST_WORD, dtype=np.uint64) * GOLDEN) | np.uint64(1)
     return kinds, characters, places
 
 
@@ -82,8 +72,8 @@ def span_hash(hashes: U64) -> int:
     words."""
     value = 0
     for word in hashes.tolist():
-        value = (value * int(STEP) + word) & MASK
-    return int(mix(np.array([(value + len(hashes)) & MASK], np.uint64))[0])
+        value = (value * int(GOLDEN) + word) & MASK
+    return int(splitmix(np.array([(value + len(hashes)) & MASK], np.uint64))[0])
 
 
 @dataclass
@@ -114,10 +104,10 @@ class Words:
         within = self.documents if within is None else within
         values = self.hashes[:count].copy()
         for k in range(1, n):
-            values *= STEP
+            values *= GOLDEN
             values += self.hashes[k : count + k]
         inside = np.flatnonzero(within[:count] == within[n - 1 :])
-        return mix(values[inside] + np.uint64(n)), inside
+        return splitmix(values[inside] + np.uint64(n)), inside
 
 
 def words_of(texts: Sequence[str]) -> Words:
@@ -147,7 +137,7 @@ def words_of(texts: Sequence[str]) -> Words:
         place %= LONGEST_WORD
     values = numbers.take(codes[inside])
     values *= places.take(place)
-    hashes = mix(np.add.reduceat(values, firsts)) if len(firsts) else np.empty(0, np.uint64)
+    hashes = splitmix(np.add.reduceat(values, firsts)) if len(firsts) else np.empty(0, np.uint64)
     borders = np.cumsum([0] + [len(part) + 1 for part in parts])
     documents = np.repeat(np.arange(len(parts)), np.diff(np.searchsorted(starts, borders)))
     return Words(joined, starts, ends, hashes, documents)
@@ -167,7 +157,7 @@ class HashIndex:
     """Hashes and what each stands for, as memory-mapped files that processes share.
 
     hashes: uint64 [n], ascending, distinct. starts: int64 [n + 1]; postings[starts[i]:starts[i + 1]] (uint32)
-    belong to hash i. filter: bits by which nearly all hashes that are not there are told without a search.
+    belong to hash i. filter: bits by which nearly all hashes that are not there are recognised without a search.
     """
 
     FILES = ("hashes", "starts", "postings", "filter")
@@ -195,7 +185,7 @@ class HashIndex:
             np.save(folder / f"{name}-{file}.npy", array)
 
     def find(self, wanted: U64) -> tuple[I64, I64]:
-        """Places in `wanted` (uint64 [m]) that are in the index, ascending, and which hash each is."""
+        """Positions in `wanted` (uint64 [m]) that are in the index, ascending, and which hash each is."""
         if not len(self.hashes):
             return np.empty(0, np.int64), np.empty(0, np.int64)
         places = wanted >> self.shift

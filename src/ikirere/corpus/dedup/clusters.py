@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import xxhash
 
 from ikirere.corpus.dedup.lsh import RowGroups
 from ikirere.corpus.dedup.verify import PAIR, Shingles, jaccard
+from ikirere.corpus.parts import Part
 
 PAIRS_SCHEMA = pa.schema(
     [
@@ -80,8 +81,8 @@ def prioritise(
     columns: dict[str, list[pa.Array]] = {"id": [], "source": [], "order": []}
     for piece in pieces:
         wanted = ["id"] if piece.set >= 0 else ["id", "source", "order"]
-        with pq.ParquetFile(piece.path) as file:
-            table = file.read_row_groups(list(piece.groups), columns=wanted)
+        with Part(Path(piece.path)) as part:
+            table = part.read(wanted, piece.groups)
         columns["id"].append(table.column("id").cast(pa.large_string()).combine_chunks())
         for name, kind in (("source", pa.string()), ("order", pa.int64())):
             blank = pa.nulls(piece.rows, kind)

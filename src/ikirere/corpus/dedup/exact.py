@@ -11,16 +11,17 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ikirere.corpus.build.ingest import write_table
-from ikirere.corpus.build.step_runner import part_name
+from ikirere.common.files import file_sha256
 from ikirere.corpus.executor import Engine
+from ikirere.corpus.parts import part_name, read_part, write_table
 from ikirere.corpus.steps.step import DROPPED, LedgerBuilder, Outcome, filtered
 
 KEYS = pa.schema(
@@ -74,7 +75,7 @@ class KeyWork:
 
     def __call__(self, path: str) -> dict[str, Any]:
         target = Path(self.out) / f"{part_name(Path(path))}.parquet"
-        table = pq.read_table(path, columns=["order", "id", "source", "text", "url"])
+        table = read_part(Path(path), ["order", "id", "source", "text", "url"])
         keys = {
             "text_key": [content_hash(text).hex() for text in table.column("text").to_pylist()],
             "url_key": [url_key(url or "") for url in table.column("url").to_pylist()],
@@ -141,16 +142,18 @@ class ApplyVerdicts:
 
     name: str
     verdicts: str  # path, schema VERDICTS; an empty reason only names a family
-    _table: ClassVar[dict[str, dict[int, tuple[str, str, str, str]]]] = {}
+
+    def __post_init__(self) -> None:
+        self.sha256 = file_sha256(Path(self.verdicts))
 
     def prepare(self, parts: Sequence[Path]) -> None:
         """Nothing: the verdicts are there."""
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(Path(self.verdicts).read_bytes()).hexdigest()
+        return self.sha256
 
     def __call__(self, table: pa.Table) -> Outcome:
-        verdicts = self._load()
+        verdicts = _load(self.verdicts, self.sha256)
         ledger = LedgerBuilder(self.name)
         keep, families = [], table.column("family").to_pylist()
         for i, order in enumerate(table.column("order").to_pylist()):
@@ -164,11 +167,9 @@ class ApplyVerdicts:
         table = table.set_column(index, "family", pa.array(families, type=pa.string()))
         return Outcome(filtered(table, keep), ledger.table())
 
-    def _load(self) -> dict[int, tuple[str, str, str, str]]:
-        if self.verdicts not in self._table:
-            rows = pq.read_table(self.verdicts).to_pylist()
-            self._table.clear()
-            self._table[self.verdicts] = {
-                row["order"]: (row["reason"], row["kept"], row["detail"], row["family"]) for row in rows
-            }
-        return self._table[self.verdicts]
+
+@lru_cache(maxsize=2)  # those of a build: exact and near
+def _load(path: str, sha256: str) -> dict[int, tuple[str, str, str, str]]:
+    """reason, kept, detail and family by `order`. sha256: of the file, so that another one is read again."""
+    columns = pq.read_table(path).select(VERDICTS.names).to_pydict()
+    return dict(zip(columns["order"], zip(*(columns[name] for name in VERDICTS.names[1:]))))

@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic
 from ikirere.corpus.dedup.signatures import band_keys, minhash, normalised
+from ikirere.corpus.parts import Part
 from ikirere.errors import UserError
 
 ROW = np.dtype([("key", "<u8"), ("row", "<u4")])  # row: of the piece
@@ -27,9 +28,22 @@ SMALLEST_RANGE = 1 << 16  # bytes of rows: below it, more ranges cost files and 
 PIECE_BYTES = 16_000_000  # text of a piece, as far as row groups allow
 BATCH_ROWS, BATCH_BYTES = 2048, 8_000_000
 # Documents of a group up to which every pair is compared. A band with more is nearly always boilerplate; its
-# documents are compared with kept ones instead (see resolve.Crowd).
+# documents are compared with kept ones instead (see clusters.Crowd).
 GROUP = 64
 PAIRS_AT_ONCE = 2_000_000
+
+
+class SignFigures(TypedDict):
+    """empty: documents without words."""
+
+    empty: int
+
+
+class MatchFigures(TypedDict):
+    """runs: files of pairs; crowded: groups of more than GROUP documents."""
+
+    runs: int
+    crowded: int
 
 
 @dataclass(frozen=True)
@@ -55,45 +69,46 @@ def plan(parts: Sequence[Path], against: Sequence[Path]) -> list[RowGroups]:
     sets = [(path, index, ("id", "text")) for index, path in enumerate(against)]
     for path, index, columns in [*sets, *((path, -1, ("id", "text", "source", "order")) for path in parts)]:
         try:
-            file = pq.ParquetFile(path)
+            part = Part(path)
         except (OSError, pa.ArrowException) as error:
             raise UserError(f"{path}: cannot be read as Parquet ({str(error).splitlines()[0]})") from None
-        missing = [name for name in columns if name not in file.schema_arrow.names]
+        missing = [name for name in columns if name not in part.schema.names]
         if missing:
             raise UserError(
                 f"{path}: has no column {', '.join(missing)}; near-duplicates need {', '.join(columns)}"
             )
-        kind = file.schema_arrow.field("text").type
+        kind = part.schema.field("text").type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise UserError(f"{path}: column text holds {kind}; texts are strings")
-        for groups, rows, size in _row_groups(file.metadata):
+        for groups, rows, size in _row_groups(part.groups):
             pieces.append(RowGroups(len(pieces), str(path), groups, first, rows, size, index))
             first += rows
-        file.close()
+        part.file.close()
     return pieces
 
 
-def _row_groups(metadata: pq.FileMetaData) -> Iterator[tuple[tuple[int, ...], int, int]]:
-    """Runs of row groups of about PIECE_BYTES each, their rows and their bytes."""
+def _row_groups(groups: Sequence[tuple[int, int]]) -> Iterator[tuple[tuple[int, ...], int, int]]:
+    """Runs of row groups (rows, bytes) of about PIECE_BYTES each, their rows and their bytes."""
     run: list[int] = []
     rows = size = 0
-    for index in range(metadata.num_row_groups):
-        group = metadata.row_group(index)
-        if run and size + group.total_byte_size > PIECE_BYTES:
+    for index, (more, n_bytes) in enumerate(groups):
+        if not more:
+            continue
+        if run and size + n_bytes > PIECE_BYTES:
             yield tuple(run), rows, size
             run, rows, size = [], 0, 0
         run.append(index)
-        rows, size = rows + group.num_rows, size + group.total_byte_size
+        rows, size = rows + more, size + n_bytes
     if rows:
         yield tuple(run), rows, size
 
 
 def read_texts(piece: RowGroups) -> Iterator[pa.Array]:
     """The texts of a piece, at most some thousand and some megabytes at a time."""
-    with pq.ParquetFile(piece.path) as file:
+    with Part(Path(piece.path)) as part:
         rows = max(1, min(BATCH_ROWS, BATCH_BYTES * piece.rows // max(piece.bytes, 1)))
-        for batch in file.iter_batches(rows, row_groups=list(piece.groups), columns=["text"]):
-            yield batch.column(0)
+        for batch in part.batches(rows, ["text"], piece.groups):
+            yield batch.column(0).combine_chunks()
 
 
 def ranges_for(documents: int, bands: int, memory: int, workers: int) -> int:
@@ -103,8 +118,8 @@ def ranges_for(documents: int, bands: int, memory: int, workers: int) -> int:
 
 
 def sign(
-    piece: RowGroups, ranges: int, bands: int, rows: int, shingle_words: int, folder: Path
-) -> dict[str, Any]:
+    piece: RowGroups, ranges: int, bands: int, rows: int, shingle_words: int, seed: int, folder: Path
+) -> SignFigures:
     """Write a piece's rows in the order of keys, where each range begins, and the texts' lengths in bytes.
 
     Documents without words have no rows. Returns {"empty": how many these are}.
@@ -113,7 +128,8 @@ def sign(
     for texts in read_texts(piece):
         words = normalised(texts)
         there = pc.not_equal(words, "").to_numpy(zero_copy_only=False)
-        keys.append(band_keys(minhash(words.filter(pa.array(there)), bands * rows, shingle_words), bands))
+        signatures = minhash(words.filter(pa.array(there)), bands * rows, shingle_words, seed)
+        keys.append(band_keys(signatures, bands))
         numbers.append(start + np.flatnonzero(there))
         lengths.append(pc.fill_null(pc.binary_length(texts), 0).to_numpy(zero_copy_only=False))
         start += len(texts)
@@ -131,7 +147,7 @@ def sign(
 
 def match(
     index: int, pieces: Sequence[RowGroups], ranks: Path, pinned: int, tables: Path, folder: Path
-) -> dict[str, Any]:
+) -> MatchFigures:
     """Candidate pairs of one range of keys.
 
     ranks: .npy, uint32, a document's rank by its number; ranks below `pinned` belong to `against`, and pairs
@@ -201,10 +217,8 @@ class _Runs:
 
 def save(path: Path, array: np.ndarray) -> None:
     """A .npy file that has its name only once it is whole."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
+    with atomic(path, "wb") as file:
         np.save(file, array)
-    part.replace(path)
 
 
 def _header(path: Path) -> int:

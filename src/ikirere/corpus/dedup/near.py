@@ -11,8 +11,6 @@ with probability 1 - (1 - s^rows)^bands, and is not seen otherwise: 0.99995 at 0
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,12 +18,13 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Generic, TypedDict, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic, json_sha256, read_json, write_json, write_text
 from ikirere.corpus.dedup.clusters import (
     DROPPED_SCHEMA,
     FAMILIES_SCHEMA,
@@ -37,17 +36,54 @@ from ikirere.corpus.dedup.clusters import (
     pair_table,
     prioritise,
 )
-from ikirere.corpus.dedup.lsh import ROW, RowGroups, match, plan, ranges_for, save, sign
-from ikirere.corpus.dedup.verify import PAIR, Shingles, balance, compare, join, shingle
+from ikirere.corpus.dedup.lsh import (
+    ROW,
+    MatchFigures,
+    RowGroups,
+    SignFigures,
+    match,
+    plan,
+    ranges_for,
+    save,
+    sign,
+)
+from ikirere.corpus.dedup.signatures import SEED
+from ikirere.corpus.dedup.verify import (
+    PAIR,
+    CompareFigures,
+    ShingleFigures,
+    Shingles,
+    balance,
+    compare,
+    join,
+    shingle,
+)
 from ikirere.corpus.executor import Engine
 from ikirere.errors import UserError
 from ikirere.recipe.hygiene import NearDuplicates
+
+T = TypeVar("T")
 
 __all__ = ["NearResult", "find_near_duplicates"]
 
 SMALL_BYTES = 40_000_000  # text that is done sooner in this process than others have started
 VERSION = 1  # of the files below `work`; another version's are not reused
 CHUNK_PAIRS = 2_000_000  # candidates, counted once per band, that one verification holds at most, about
+
+
+class NearFigures(TypedDict):
+    """documents, against: documents of each; empty: without words; candidates, verified: pairs; crowd: documents in
+    groups too large to compare all pairs; seconds: by part; peak_spill_bytes: of the tables on disk."""
+
+    documents: int
+    against: int
+    empty: int
+    candidates: int
+    verified: int
+    dropped: int
+    crowd: int
+    seconds: dict[str, float]
+    peak_spill_bytes: int
 
 
 @dataclass(frozen=True)
@@ -57,15 +93,14 @@ class NearResult:
     pairs: Parquet file with columns a, b (ids), jaccard (float64), a_set, b_set (file of `against`, '' for
     documents that may be dropped); sorted by (a, b); the document that is preferred is a. misses: the same
     columns, for candidates at most 0.2 below the threshold. dropped: id, kept, kept_set, jaccard, because.
-    families: id, family. figures: documents, against, empty, candidates, verified, dropped, crowd, seconds by
-    part, peak_spill_bytes.
+    families: id, family.
     """
 
     pairs: Path
     misses: Path
     dropped: pa.Table
     families: pa.Table
-    figures: dict[str, Any]
+    figures: NearFigures
 
 
 def find_near_duplicates(
@@ -75,20 +110,21 @@ def find_near_duplicates(
     work: Path,
     against: Sequence[Path] = (),
     say: Callable[[str], None] = lambda line: None,
+    seed: int = SEED,
 ) -> NearResult:
     """Which documents are near-duplicates of others, and which of them stays.
 
-    parts: Parquet files with id (unique over all of them), text, source and order. against: files with id and
+    parts: Parquet files, or views (`corpus/parts`), with id (unique over all of them), text, source and order. against: files with id and
     text; their documents are compared with and never dropped, nor compared among themselves. work: a folder
     for pairs.parquet, misses.parquet and, while it runs, for tables of about 300 bytes per document (at 25
     bands) and 8 bytes per word of the candidates. settings.threshold is compared with the exact Jaccard
     similarity of sets of settings.shingle_words consecutive words; settings.spill_bytes bounds what is sorted
-    at a time in all processes together. Besides, memory grows by about 250 bytes per document and 150 bytes
+    at a time in all processes together. seed: of the permutations. Besides, memory grows by about 250 bytes per document and 150 bytes
     per verified pair.
 
     All verified pairs are listed but those among the dropped documents of a crowd: documents that share a
     band with more than 63 others are compared with those that stay. No drop is missed for it, since a
-    document is dropped because of one that stays, and it meets all of these (`resolve.Crowd`); but two
+    document is dropped because of one that stays, and it meets all of these (`clusters.Crowd`); but two
     families that only a pair of dropped documents would join remain two.
 
     Raises UserError for files that cannot be read or lack columns, ValueError for an id
@@ -102,13 +138,19 @@ def find_near_duplicates(
         raise UserError(f"near_duplicates: {count} documents; at most {2**32 - 1} are compared in one run")
     if not count:
         return _nothing(work)
-    run = _Run(pieces, count, settings, engine, work, say)
+    run = _Run(pieces, count, settings, engine, work, say, seed)
     with run.part("signatures"):
         signed = run.each(
             "signed",
             len(pieces),
             partial(
-                _sign, pieces, run.ranges, settings.bands, settings.rows_per_band, settings.shingle_words
+                _sign,
+                pieces,
+                run.ranges,
+                settings.bands,
+                settings.rows_per_band,
+                settings.shingle_words,
+                seed,
             ),
         )
         lengths = np.concatenate([np.load(run.folder / f"signed/{p.index:06d}.lengths.npy") for p in pieces])
@@ -151,10 +193,11 @@ def find_near_duplicates(
                 "verified": len(hits),
                 "dropped": len(dropped),
                 "crowd": len(crowd),
+                "seconds": run.seconds,
+                "peak_spill_bytes": 0,
             },
         )
     run.spill()
-    result.figures["seconds"] = run.seconds
     result.figures["peak_spill_bytes"] = run.peak
     del shingles, members
     shutil.rmtree(run.folder)
@@ -173,7 +216,9 @@ class _Run:
         engine: Engine,
         work: Path,
         say: Callable[[str], None],
+        seed: int,
     ) -> None:
+        self.seed = seed
         self.pieces, self.settings, self.engine, self.say = pieces, settings, engine, say
         self.ranges = ranges_for(count, settings.bands, settings.spill_bytes, engine.workers)
         if count * settings.bands * ROW.itemsize > 100_000_000:
@@ -190,19 +235,18 @@ class _Run:
         facts = {
             "version": VERSION,
             "settings": self.settings.model_dump(mode="json"),
+            "seed": self.seed,
             "pieces": [asdict(piece) for piece in self.pieces],
             "files": [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()],
             "ranges": self.ranges,
             "workers": self.engine.workers,
         }
-        key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+        key = json_sha256(facts)
         note = self.folder / "key"
         if self.folder.exists() and (not note.exists() or note.read_text() != key):
             shutil.rmtree(self.folder)
         self.folder.mkdir(exist_ok=True)
-        part = note.with_name("key.part")
-        part.write_text(key)
-        part.replace(note)
+        write_text(note, key)
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -216,9 +260,7 @@ class _Run:
         size = sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
         self.peak = max(self.peak, size)
 
-    def each(
-        self, name: str, count: int, work: Callable[[Path, int], dict[str, Any]]
-    ) -> list[dict[str, Any]]:
+    def each(self, name: str, count: int, work: Callable[[Path, int], T]) -> list[T]:
         """Jobs 0 to count - 1, each in the folder `name`; those with a note of their figures are done."""
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
@@ -229,7 +271,7 @@ class _Run:
             return [job(str(note)) for note in notes]
         return self.engine.each(job, notes)
 
-    def candidates(self, matched: list[dict[str, Any]]) -> tuple[list[Path], np.ndarray]:
+    def candidates(self, matched: list[MatchFigures]) -> tuple[list[Path], np.ndarray]:
         """The files of candidate pairs, and the ranks in the crowd."""
         folder = self.folder / "matched"
         runs = [
@@ -265,21 +307,19 @@ class _Run:
         return Shingles(out)
 
 
-class _Job:
+class _Job(Generic[T]):
     """A numbered piece of work that leaves its figures beside its files once these are whole."""
 
-    def __init__(self, work: Callable[[Path, int], dict[str, Any]]) -> None:
+    def __init__(self, work: Callable[[Path, int], T]) -> None:
         self.work = work
 
-    def __call__(self, note: str) -> dict[str, Any]:
+    def __call__(self, note: str) -> T:
         path = Path(note)
         if path.exists():
-            done: dict[str, Any] = json.loads(path.read_text())
+            done: T = read_json(path)
             return done
         figures = self.work(path.parent, int(path.stem))
-        part = path.with_name(path.name + ".part")
-        part.write_text(json.dumps(figures))
-        part.replace(path)
+        write_json(path, figures)
         return figures
 
 
@@ -289,25 +329,26 @@ def _sign(
     bands: int,
     rows: int,
     shingle_words: int,
+    seed: int,
     folder: Path,
     index: int,
-) -> dict[str, Any]:
-    return sign(pieces[index], ranges, bands, rows, shingle_words, folder)
+) -> SignFigures:
+    return sign(pieces[index], ranges, bands, rows, shingle_words, seed, folder)
 
 
-def _match(pieces: Sequence[RowGroups], root: Path, pinned: int, folder: Path, index: int) -> dict[str, Any]:
+def _match(pieces: Sequence[RowGroups], root: Path, pinned: int, folder: Path, index: int) -> MatchFigures:
     return match(index, pieces, root / "ranks.npy", pinned, root / "signed", folder)
 
 
 def _shingle(
     pieces: Sequence[RowGroups], wanted: Path, shingle_words: int, folder: Path, index: int
-) -> dict[str, Any]:
+) -> ShingleFigures:
     return shingle(pieces[index], wanted, shingle_words, folder)
 
 
 def _compare(
     bounds: Sequence[int], runs: Sequence[Path], threshold: float, out: Path, folder: Path, index: int
-) -> dict[str, Any]:
+) -> CompareFigures:
     return compare(index, bounds, runs, threshold, out, folder)
 
 
@@ -325,9 +366,8 @@ def _set_names(against: Sequence[Path]) -> list[str]:
 
 
 def _write(table: pa.Table, path: Path) -> None:
-    part = path.with_name(path.name + ".part")
-    pq.write_table(table, part, compression="zstd")
-    part.replace(path)
+    with atomic(path, "wb") as handle:
+        pq.write_table(table, handle, compression="zstd")
 
 
 def _nothing(work: Path) -> NearResult:
@@ -335,20 +375,20 @@ def _nothing(work: Path) -> NearResult:
     documents = Documents(pa.array([], pa.large_string()), none, none, none, none, [], 0)
     for name in ("pairs", "misses"):
         _write(pair_table(np.zeros(0, PAIR), documents), work / f"{name}.parquet")
-    names = (
-        "documents",
-        "against",
-        "empty",
-        "candidates",
-        "verified",
-        "dropped",
-        "crowd",
-        "peak_spill_bytes",
-    )
     return NearResult(
         work / "pairs.parquet",
         work / "misses.parquet",
         DROPPED_SCHEMA.empty_table(),
         FAMILIES_SCHEMA.empty_table(),
-        dict.fromkeys(names, 0) | {"seconds": {}},
+        {
+            "documents": 0,
+            "against": 0,
+            "empty": 0,
+            "candidates": 0,
+            "verified": 0,
+            "dropped": 0,
+            "crowd": 0,
+            "seconds": {},
+            "peak_spill_bytes": 0,
+        },
     )

@@ -53,16 +53,16 @@ def normalised(texts: pa.Array | pa.ChunkedArray) -> pa.Array:
     return _evaluate(texts, words)
 
 
-def minhash(words: pa.Array, hashes: int, shingle_words: int) -> np.ndarray:
+def minhash(words: pa.Array, hashes: int, shingle_words: int, seed: int = SEED) -> np.ndarray:
     """Signatures, uint32 [texts, hashes], of texts as `normalised` returns them.
 
     A text with fewer words than a shingle has one shingle, of all of them; a text without words gets the
-    largest value in each place.
+    largest value in each place. seed: of the permutations.
     """
     from daft import col
 
     made = col("x").minhash(
-        num_hashes=hashes, ngram_size=shingle_words, seed=SEED, hash_function="xxhash3_64"
+        num_hashes=hashes, ngram_size=shingle_words, seed=seed, hash_function="xxhash3_64"
     )
     flat = _evaluate(words, made).flatten()
     return flat.to_numpy(zero_copy_only=False).reshape(len(words), hashes)
@@ -85,7 +85,7 @@ def band_keys(signatures: np.ndarray, bands: int) -> np.ndarray:
 def shingle_sets(words: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.ndarray]:
     """The sets of shingles of texts as `normalised` returns them.
 
-    Returns (values, sizes): 64-bit hashes, uint64, each text's sorted and without repetition, one text behind
+    Returns (values, sizes): 64-bit hashes, uint64, each text's sorted and without repetition, one text after
     the other; and how many each text has, int64 [texts]. A text without words has none.
     """
     from daft import col

@@ -6,11 +6,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
 
+from ikirere.common.files import atomic
 from ikirere.corpus.dedup.lsh import RowGroups, read_texts, save
 from ikirere.corpus.dedup.signatures import normalised, shingle_sets
 
@@ -20,13 +21,25 @@ VALUES_AT_ONCE = 1 << 21
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) -> dict[str, Any]:
+class ShingleFigures(TypedDict):
+    """documents: those whose shingles were written."""
+
+    documents: int
+
+
+class CompareFigures(TypedDict):
+    """candidates: distinct pairs; read: those whose sizes do not rule the threshold out."""
+
+    candidates: int
+    read: int
+
+
+def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) -> ShingleFigures:
     """Write the shingles of a piece's wanted documents (.npy, bool by number) and how many each has."""
     mask = np.load(wanted, mmap_mode="r")[piece.first : piece.first + piece.rows]
     target = folder / f"{piece.index:06d}.values"
-    part = target.with_name(target.name + ".part")
     sizes, start = [np.zeros(0, np.int64)], 0
-    with part.open("wb") as file:
+    with atomic(target, "wb") as file:
         for texts in read_texts(piece):
             some = texts.filter(pa.array(mask[start : start + len(texts)]))
             start += len(texts)
@@ -35,8 +48,7 @@ def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) ->
                 file.write(values.astype("<u8", copy=False).data)
                 sizes.append(counts)
     save(folder / f"{piece.index:06d}.sizes.npy", np.concatenate(sizes))
-    part.replace(target)
-    return {}
+    return {"documents": int(mask.sum())}
 
 
 def join(pieces: Sequence[RowGroups], wanted: np.ndarray, ranks: np.ndarray, folder: Path, out: Path) -> int:
@@ -108,7 +120,7 @@ def balance(runs: Sequence[Path], shingles: Shingles, chunks: int) -> list[int]:
 
 def compare(
     index: int, bounds: Sequence[int], runs: Sequence[Path], threshold: float, out: Path, folder: Path
-) -> dict[str, Any]:
+) -> CompareFigures:
     """Verify the candidates of one chunk: distinct pairs over all runs, in the order of ranks.
 
     Pairs whose sizes alone rule the threshold out are not read. Writes an array of PAIR with the pairs at or

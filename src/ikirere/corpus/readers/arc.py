@@ -91,6 +91,7 @@ class ArcSource:
     that is no task is skipped as `bad-row`."""
 
     row = None
+    of_machine = False
 
     def __init__(self, config: Arc, recipe_folder: Path) -> None:
         self.config = config

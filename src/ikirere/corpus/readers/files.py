@@ -8,14 +8,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from ikirere.common.files import file_sha256
 from ikirere.common.mirror import VARIABLE, mirror
+from ikirere.corpus.content_hash import content_sha256
 from ikirere.corpus.readers.text import LINK, UNREADABLE, Skipped, printable
 from ikirere.errors import UserError
-
-HASHED_BYTES = (
-    2_000_000_000  # a source up to this size is fingerprinted by content, a larger one by size and time
-)
 
 
 def expand(path: str, key: str, recipe_folder: Path) -> Path:
@@ -41,20 +37,16 @@ def existing(path: str, name: str, recipe_folder: Path) -> Path:
 
 
 def hash_files(files: Iterable[tuple[Path, str]]) -> str:
-    """Fingerprint of (path, shown name) pairs. A file that cannot be read counts by its name."""
-    files = list(files)
-    by_content = total_size(files) <= HASHED_BYTES
+    """Fingerprint of (path, shown name) pairs: of names and contents. Empty files do not count; one that cannot be read
+    counts by its name."""
     digest = hashlib.sha256()
     for path, shown in files:
-        digest.update(shown.encode() + b"\0")
+        name = shown.encode() + b"\0"
         try:
-            if by_content:
-                digest.update(bytes.fromhex(file_sha256(path)))
-            else:
-                stat = path.stat()
-                digest.update(f"{stat.st_size} {stat.st_mtime_ns}".encode())
+            if path.stat().st_size:
+                digest.update(name + bytes.fromhex(content_sha256(path)))
         except OSError:
-            digest.update(UNREADABLE.encode())
+            digest.update(name + UNREADABLE.encode())
     return digest.hexdigest()
 
 

@@ -40,6 +40,15 @@ class HubSource:
         self.dataset = str(local) if local.is_dir() else self.wanted.name
         self.row: int | None = None
 
+    @property
+    def of_machine(self) -> bool:
+        return self.environment() is not None
+
+    @property
+    def streams(self) -> bool:
+        """Whether rows come from the hub itself, over the network."""
+        return not self.of_machine and self.mirror_files() is None and not Path(self.dataset).is_dir()
+
     # ------------------------------------------------------------ the mirror
 
     def mirror_files(self) -> list[tuple[Path, str]] | None:

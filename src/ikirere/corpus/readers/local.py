@@ -25,6 +25,7 @@ class LocalSource:
     only: tuple[str, ...] | None = None  # endings that are read of a folder; None: all
     read_as: str | None = None  # the ending by which every file is read; None: its own
     row = None
+    of_machine = False
 
     def __init__(self, config: Local, recipe_folder: Path) -> None:
         self.config = config

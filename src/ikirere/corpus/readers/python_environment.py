@@ -60,6 +60,7 @@ class PythonEnvironmentSource:
     """
 
     row = None
+    of_machine = True
 
     def __init__(self, config: PythonEnvironment, recipe_folder: Path) -> None:
         self.config = config

@@ -28,13 +28,19 @@ class SourcePosition:
 
 
 class Reader(Protocol):
-    """row: what `SourcePosition.row` would be after the document given last; None where the reader counts no rows."""
+    """row: what `SourcePosition.row` would be after the document given last; None where the reader counts no rows.
+
+    of_machine: whether what it reads belongs to the machine (installed packages, the interpreter), so that a change
+    marks what was made of it and does not outdate it. fingerprint: of the names and contents of the files that it
+    reads, empty ones left out; of such a machine its packages.
+    """
 
     row: int | None
 
-    def documents(
-        self, skipped: Skipped, say: Say, start: int | SourcePosition = 0
-    ) -> Iterator[Document]: ...
+    @property
+    def of_machine(self) -> bool: ...
+
+    def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]: ...
     def fingerprint(self) -> str: ...
     def size(self) -> int: ...
 

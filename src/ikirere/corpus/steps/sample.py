@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
+
+from ikirere.corpus.parts import read_part
 
 FOLDS = 2
 
@@ -39,12 +40,12 @@ class Catalogue:
 
     @classmethod
     def read(cls, parts: Sequence[Path], seed: int) -> Catalogue:
-        """parts: Parquet files of DOCUMENT_SCHEMA, read one at a time."""
+        """parts: of DOCUMENT_SCHEMA (tables or views), read one at a time."""
         numbers: dict[str, int] = {}
         columns: list[list[npt.NDArray[np.int64]]] = [[], [], [], []]
         drawn: list[npt.NDArray[np.uint64]] = []
         for number, part in enumerate(parts):
-            table = pq.read_table(part, columns=["id", "domain", "text"])
+            table = read_part(part, ["id", "domain", "text"])
             domain = [numbers.setdefault(name, len(numbers)) for name in table["domain"].to_pylist()]
             lengths = pc.binary_length(table["text"]).to_numpy()
             for column, values in zip(
@@ -82,6 +83,6 @@ class Catalogue:
         for number, part in enumerate(parts):
             places = np.flatnonzero(wanted & (self.part == number))
             if len(places):
-                column = pq.read_table(part, columns=["text"])["text"]
+                column = read_part(part, ["text"])["text"]
                 for place in places:
                     yield int(place), column[int(self.row[place])].as_py()

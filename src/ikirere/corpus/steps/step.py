@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 import pyarrow as pa
 
@@ -34,6 +34,25 @@ LEDGER_SCHEMA = pa.schema(
     ]
     + [("bytes", pa.int64())]
 )
+
+
+class LedgerRow(TypedDict):
+    """A row of LEDGER_SCHEMA. bytes: UTF-8 length of the text."""
+
+    step: str
+    action: str
+    reason: str
+    id: str
+    path: str
+    source: str
+    domain: str
+    licence: str
+    kept: str
+    detail: str
+    excerpt: str
+    bytes: int
+
+
 DROPPED, CHANGED = "dropped", "changed"
 EXCERPT = 200  # characters of a dropped text that its ledger row shows
 
@@ -42,7 +61,7 @@ EXCERPT = 200  # characters of a dropped text that its ledger row shows
 class Outcome:
     """What a step makes of a table of documents (DOCUMENT_SCHEMA; further columns pass through).
 
-    kept: the documents that go on, in their order, texts changed or not. ledger: rows of LEDGER_SCHEMA.
+    kept: the documents that stay, in their order, texts changed or not. ledger: rows of LEDGER_SCHEMA.
     logs: further tables by name (redactions, scores), each written to a file of its own.
     """
 
@@ -71,8 +90,9 @@ class RowStep(Protocol):
         """As the registry has it; it names the ledger."""
 
     def prepare(self, parts: Sequence[Path]) -> None:
-        """Make ready, given the Parquet files (DOCUMENT_SCHEMA) that the step is going to see. Called once, in the
-        main process; may train and write files into its context's folder. The same input gives the same files."""
+        """Make ready, given the parts (`corpus/parts`, of DOCUMENT_SCHEMA) as they enter the step's pass: earlier
+        steps of the pass may still drop or change documents. Called once, in the main process; may train and write
+        files into its context's folder. The same input gives the same files."""
 
     def fingerprint(self) -> str:
         """Of all that the outcome depends on besides the recipe's keys and the documents (word lists, evaluation
@@ -87,7 +107,7 @@ class LedgerBuilder:
 
     def __init__(self, step: str) -> None:
         self.step = step
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[LedgerRow] = []
 
     def add(
         self,
@@ -100,16 +120,20 @@ class LedgerBuilder:
         """document: a row of DOCUMENT_SCHEMA. detail: small, JSON-able, keys in the order given."""
         text = document.get("text") or ""
         self.rows.append(
-            {name: document.get(name) or "" for name in ("id", "path", "source", "domain", "licence")}
-            | {
-                "step": self.step,
-                "action": action,
-                "reason": reason,
-                "kept": kept,
-                "detail": json.dumps(detail, ensure_ascii=False) if detail else "",
-                "excerpt": text[:EXCERPT] if action == DROPPED else "",
-                "bytes": len(text.encode()),
-            }
+            LedgerRow(
+                step=self.step,
+                action=action,
+                reason=reason,
+                id=document.get("id") or "",
+                path=document.get("path") or "",
+                source=document.get("source") or "",
+                domain=document.get("domain") or "",
+                licence=document.get("licence") or "",
+                kept=kept,
+                detail=json.dumps(detail, ensure_ascii=False) if detail else "",
+                excerpt=text[:EXCERPT] if action == DROPPED else "",
+                bytes=len(text.encode()),
+            )
         )
 
     def table(self) -> pa.Table:

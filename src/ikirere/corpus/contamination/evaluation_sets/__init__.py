@@ -6,7 +6,23 @@ its own: here an item is only the text, or the grids, whose presence in a docume
 """
 
 from ikirere.corpus.contamination.evaluation_sets.items import Item, SetMissing
-from ikirere.corpus.contamination.evaluation_sets.read import fingerprint, read_evaluation_set, resolve
+from ikirere.corpus.contamination.evaluation_sets.read import (
+    content_fingerprint,
+    fingerprint,
+    hub_away,
+    read_evaluation_set,
+    resolve,
+)
 from ikirere.corpus.contamination.evaluation_sets.registry import SETS, EvaluationSet
 
-__all__ = ["SETS", "EvaluationSet", "Item", "SetMissing", "fingerprint", "read_evaluation_set", "resolve"]
+__all__ = [
+    "SETS",
+    "EvaluationSet",
+    "Item",
+    "SetMissing",
+    "content_fingerprint",
+    "fingerprint",
+    "hub_away",
+    "read_evaluation_set",
+    "resolve",
+]

@@ -99,15 +99,22 @@ def mirror_files(name: str) -> list[Path]:
     return [path for path in found if path.is_file()]
 
 
-def fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
-    """Of what a set is read from; `missing` where it is not here and the hub cannot be asked."""
+def content_fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
+    """Of the files of a set on this machine; '' where there are none."""
     name = resolve(spec)
     if name.startswith(PATH):
         path = expand(name.removeprefix(PATH).partition("#")[0], KEY, recipe_folder)
-        return hash_files([(path, name)]) if path.is_file() else "missing"
-    if files := mirror_files(name):
-        return hash_files((path, f"{name} {path.name}") for path in files)
-    hub = SETS[name].hub
+        return hash_files([(path, name)]) if path.is_file() else ""
+    files = mirror_files(name)
+    return hash_files((path, f"{name} {path.name}") for path in files) if files else ""
+
+
+def fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
+    """Of what a set is read from; `missing` where it is not here and the hub cannot be asked."""
+    if content := content_fingerprint(spec, recipe_folder):
+        return content
+    name = resolve(spec)
+    hub = "" if name.startswith(PATH) else SETS[name].hub
     return hashlib.sha256(f"hub {name} {hub}".encode()).hexdigest() if hub and not hub_away() else "missing"
 
 
