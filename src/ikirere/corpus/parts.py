@@ -1,6 +1,6 @@
-"""Parts: the documents of a build between its steps, as Parquet tables and as views of tables.
+"""Parts: the documents of a build between its passes, as Parquet tables and as views of tables.
 
-A view names a table, the rows of it that are left and their families. A step that only drops documents or names
+A view names a table, the rows of it that are left and their families. A pass that only drops documents or names
 families leaves a view, and the next one applies it while it reads; a table is written only where a document changed.
 Tables and views are read alike, also by `find_near_duplicates` and the models of `steps/quality`.
 """

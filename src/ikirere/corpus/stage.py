@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from ikirere.corpus.build.inputs import check_inputs, domains_of, external_inputs, machine_inputs
+from ikirere.corpus.build.inputs import check_inputs, external_inputs, machine_inputs
 from ikirere.corpus.build.pipeline import build
 from ikirere.corpus.readers import size
 from ikirere.corpus.seal import SEAL, SPLITS, documents_file
-from ikirere.errors import UserError
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
 
@@ -63,14 +62,6 @@ class DataStage(Stage):
         return machine_inputs(recipe.data, recipe_folder)
 
     def check(self, recipe: Recipe, recipe_folder: Path) -> None:
-        domains = domains_of(recipe.data)
-        for i, phase in enumerate(recipe.pretrain.phases):
-            for name, weight in phase.mixture.items():
-                if weight > 0 and name not in domains:
-                    raise UserError(
-                        f"pretrain.phases.{i}.mixture: no source of `data` has the domain {name!r}; domains are "
-                        f"{', '.join(sorted(domains))}"
-                    )
         check_inputs(recipe.data, recipe_folder)
 
     def run(self, context: StageContext) -> StageResult:

@@ -15,7 +15,7 @@ from ikirere.corpus.readers.hub import HubSource
 from ikirere.corpus.steps import STEPS, make_step
 from ikirere.corpus.steps.step import StepContext
 from ikirere.errors import UserError
-from ikirere.recipe.data import Data, PythonEnvironment, Source
+from ikirere.recipe.data import Data, Source
 
 AGAINST = "data.near_duplicates.against"
 
@@ -63,17 +63,6 @@ def against_files(name: str, recipe_folder: Path) -> list[Path]:
     return files
 
 
-def domains_of(data: Data) -> set[str]:
-    """The domains that the sources' documents can have."""
-    found: set[str] = set()
-    for source in data.sources:
-        if isinstance(source, PythonEnvironment) and source.domain is None:
-            found |= set(source.include)
-        else:
-            found.add(str(source.domain))
-    return found
-
-
 def check_inputs(data: Data, recipe_folder: Path) -> None:
     """Raises UserError, naming the key, for what a build would refuse only while it works: folders, files, evaluation
     sets, word lists, languages and domains that are not there or cannot be read. Of files it reads the beginning."""
@@ -91,13 +80,12 @@ def check_inputs(data: Data, recipe_folder: Path) -> None:
     if data.near_duplicates is not None:
         for name in data.near_duplicates.against:
             plan((), against_files(name, recipe_folder))
-    domains = domains_of(data)
     if data.quality is not None:
         for name in data.quality.seed_domains:
-            if name not in domains:
+            if name not in data.domains:
                 raise UserError(
                     f"data.quality.seed_domains: no source has the domain {name!r}; domains are "
-                    f"{', '.join(sorted(domains))}"
+                    f"{', '.join(sorted(data.domains))}"
                 )
 
 
