@@ -51,7 +51,6 @@ from ikirere.corpus.dedup.signatures import SEED
 from ikirere.corpus.dedup.verify import (
     PAIR,
     CompareFigures,
-    ShingleFigures,
     Shingles,
     balance,
     compare,
@@ -342,7 +341,7 @@ def _match(pieces: Sequence[RowGroups], root: Path, pinned: int, folder: Path, i
 
 def _shingle(
     pieces: Sequence[RowGroups], wanted: Path, shingle_words: int, folder: Path, index: int
-) -> ShingleFigures:
+) -> dict[str, int]:
     return shingle(pieces[index], wanted, shingle_words, folder)
 
 

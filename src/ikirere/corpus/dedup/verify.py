@@ -21,12 +21,6 @@ VALUES_AT_ONCE = 1 << 21
 _LOW = np.uint64(0xFFFFFFFF)
 
 
-class ShingleFigures(TypedDict):
-    """documents: those whose shingles were written."""
-
-    documents: int
-
-
 class CompareFigures(TypedDict):
     """candidates: distinct pairs; read: those whose sizes do not rule the threshold out."""
 
@@ -34,7 +28,7 @@ class CompareFigures(TypedDict):
     read: int
 
 
-def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) -> ShingleFigures:
+def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) -> dict[str, int]:
     """Write the shingles of a piece's wanted documents (.npy, bool by number) and how many each has."""
     mask = np.load(wanted, mmap_mode="r")[piece.first : piece.first + piece.rows]
     target = folder / f"{piece.index:06d}.values"
@@ -48,7 +42,7 @@ def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) ->
                 file.write(values.astype("<u8", copy=False).data)
                 sizes.append(counts)
     save(folder / f"{piece.index:06d}.sizes.npy", np.concatenate(sizes))
-    return {"documents": int(mask.sum())}
+    return {}
 
 
 def join(pieces: Sequence[RowGroups], wanted: np.ndarray, ranks: np.ndarray, folder: Path, out: Path) -> int:
