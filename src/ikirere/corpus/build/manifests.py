@@ -6,7 +6,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pyarrow.compute as pc
@@ -15,10 +15,12 @@ import pyarrow.parquet as pq
 from ikirere.corpus.build.split_documents import DomainRow
 from ikirere.corpus.publish.manifest import (
     FOLDER,
+    Manifest,
+    SetManifest,
+    WeightedSet,
     file_entry,
     mixture_manifest,
     read_manifests,
-    sealed,
     set_manifest,
     write_manifest,
 )
@@ -34,7 +36,7 @@ class MixtureRow(TypedDict):
 
     mixture: str
     sha256: str
-    parents: list[dict[str, Any]]
+    parents: list[WeightedSet]
 
 
 def write_manifests(
@@ -69,20 +71,21 @@ def write_manifests(
 
 def rewrite_manifests(folder: Path, version: str, mixtures: Weights) -> list[MixtureRow]:
     """The same sets under this version, and these mixtures, in place of the manifests that are there."""
-    sets = {
-        manifest["name"]: sealed({k: v for k, v in manifest.items() if k != "sha256"} | {"version": version})
-        for manifest in read_manifests(folder).values()
-        if manifest["kind"] == "set"
-    }
+    sets = {}
+    for known in read_manifests(folder).values():
+        if known["kind"] == "set":
+            name, files, splits = known["name"], known["files"], known["splits"]
+            sets[name] = set_manifest(name, version, files, splits, known["parents"], known["rows"])
     return _write(folder, version, sets, mixtures)
 
 
 def _write(
-    folder: Path, version: str, sets: Mapping[str, Mapping[str, Any]], mixtures: Weights
+    folder: Path, version: str, sets: Mapping[str, SetManifest], mixtures: Weights
 ) -> list[MixtureRow]:
     mixed = {name: mixture_manifest(name, version, weights, sets) for name, weights in mixtures.items()}
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
-    for manifest in [*sets.values(), *mixed.values()]:
+    everything: list[Manifest] = [*sets.values(), *mixed.values()]
+    for manifest in everything:
         write_manifest(folder, manifest)
     return [
         {"mixture": f"{name}:{version}", "sha256": manifest["sha256"], "parents": manifest["parents"]}
