@@ -11,7 +11,11 @@ from hypothesis import strategies as st
 
 from ikirere.model.build import on_meta
 from ikirere.model.config import ModelConfig
+from ikirere.recipe.ffns import Moe
 from ikirere.recipe.load import load_recipe
+from ikirere.recipe.mixers.decay import Mamba2
+from ikirere.recipe.mixers.kda import Kda
+from ikirere.recipe.mixers.mlp import Mlp
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import forward_per_token, phases, stages, training_per_token
 from ikirere.recipe.schema import Model
@@ -247,3 +251,39 @@ def test_only_stages_of_the_recipe_are_work() -> None:
         assert [work.name for work in stages(recipe.model_copy(update={"stages": names}))] == expected
     bare = recipe.model_copy(update={"sft": None, "dpo": None})
     assert [work.name for work in stages(bare)] == ["pretrain"]
+
+
+# ---------------------------------------------------------------- settings
+
+
+def test_defaults_are_those_of_the_papers() -> None:
+    """Balance loss of the Switch Transformer (arXiv 2101.03961), z-loss of ST-MoE (arXiv 2202.08906), bias step of
+    DeepSeek-V3 (arXiv 2412.19437); Mamba-2 (arXiv 2405.21060) has one group of keys and heads of 64."""
+    moe = Moe()
+    assert (moe.num_experts, moe.top_k, moe.aux_weight, moe.router_z_weight, moe.bias_rate) == (
+        8,
+        2,
+        0.01,
+        0.001,
+        0.001,
+    )
+    sizes = Mamba2().sizes(96)
+    assert (sizes.heads, sizes.head_dim, sizes.groups, sizes.state, sizes.conv_size) == (3, 64, 1, 128, 4)
+
+
+@pytest.mark.parametrize(
+    ("positions", "width"), [(1, 256), (96, 256), (97, 512), (192, 512), (193, 768), (900, 2560)]
+)
+def test_a_network_over_positions_is_eight_thirds_wide_in_steps_of_256(positions: int, width: int) -> None:
+    assert Mlp().width(positions) == width and Mlp(intermediate_size=30).width(positions) == 30
+
+
+@pytest.mark.parametrize(
+    ("size", "accepted"), [(1, True), (2, True), (3, False), (48, False), (64, True), (96, False)]
+)
+def test_chunks_of_kda_are_powers_of_two(size: int, accepted: bool) -> None:
+    if accepted:
+        assert mixer("kda", chunk_size=size).mixer("kda") == Kda(chunk_size=size)
+    else:
+        with pytest.raises(ValueError, match=f"{size} is not a power of two"):
+            mixer("kda", chunk_size=size)

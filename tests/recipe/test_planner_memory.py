@@ -76,6 +76,9 @@ KEPT: dict[str, tuple[Model, float, float, float]] = {
         model("mamba2", {**MAMBA2, "n_groups": 1}), NORMS + 10 * 96 + 8 * (5 + 32) + 1 + 6 * 16 + 96 * 16 / 32,
         INNER + 96 + (96 + 2 * 16) + 8, 2,
     ),
+    "over 64 + 16 positions": (
+        model("mlp", {"intermediate_size": 30}, family="recursive"), NORMS, INNER + 4 * 30 * 48 / 80, 0,
+    ),
     "retention": (
         model("retention", RETENTION), NORMS + 5 * (6 * 22 + 2 * 8 + 4 + 16) + 5 * 8 * 22 / 16, INNER + 2 * 5 * 22, 2,
     ),
@@ -260,6 +263,7 @@ def test_a_recursive_model_keeps_the_calls_of_one_cycle(both_ways: bool) -> None
         (model("kda"), 0, 4 * (6 * 128 * 128 + 3 * 6 * 128 * 3)),
         (model("mamba2", MAMBA2), 0, 4 * (96 * 16 + (96 + 2 * 2 * 16) * 2)),
         (model("retention", RETENTION), 0, 4 * 5 * 8 * 22),
+        (model("mlp", family="recursive"), 0, 0),
     ],
 )
 @pytest.mark.parametrize("bits", [16, 8, 4])
