@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -53,6 +54,16 @@ def test_each_epoch_has_every_pair_once_in_an_order_of_its_own() -> None:
     assert taken == sequence(source(4), 7), "an order of the seed"
     assert taken == sequence(source(1), 28), "and not of the batch size"
     assert taken[:7] != sequence(source(4, seed=6), 7)[:7]
+
+
+def test_the_order_is_the_one_that_continued_runs_depend_on() -> None:
+    """A shuffle by (seed, epoch), from its first pair on."""
+    expected = []
+    for epoch in range(3):
+        order = list(range(7))
+        random.Random(f"dpo/5/{epoch}").shuffle(order)
+        expected += order
+    assert sequence(source(3), 7) == expected
 
 
 def test_all_orders_of_three_pairs_come_about_equally_often() -> None:
