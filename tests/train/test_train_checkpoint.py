@@ -126,6 +126,30 @@ def test_leftovers_of_a_kill_are_removed(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
 
 
+def test_a_kill_while_old_ones_are_removed_leaves_none_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 1, 2, 3)
+
+    def killed(path: Path) -> None:
+        (path / "files.json").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            checkpoint.prune(tmp_path, 1)
+    assert checkpoint.latest_valid(tmp_path) == tmp_path / "step-000003"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
+def test_one_without_a_listing_is_not_kept_for_its_key(tmp_path: Path) -> None:
+    first, *_ = saved(tmp_path, 1, 2, 3)
+    (first / "files.json").unlink()
+    checkpoint.prune(tmp_path, 2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000002", "step-000003"]
+
+
 def test_another_configuration_is_set_aside(tmp_path: Path) -> None:
     saved(tmp_path, 5, config="old")
     lines: list[str] = []

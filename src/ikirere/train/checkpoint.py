@@ -95,10 +95,12 @@ def prune(folder: Path, keep: int) -> None:
     key, which is where `--go-on` changed the settings; and what was set aside."""
     found = catalogue(folder)
     ordinary = [info for info in found if not info.purpose.startswith(MILESTONE)]
-    last = {info.key: info.path for info in found}
+    last = {info.path for info in {info.key: info for info in found if info.key}.values()}
     for info in ordinary[:-keep]:
-        if info.path != last[info.key]:
-            shutil.rmtree(info.path)
+        if info.path not in last:
+            # A kill on the way leaves nothing under a checkpoint's name.
+            part = info.path.rename(info.path.with_name(info.path.name + PART))
+            shutil.rmtree(part)
 
 
 def load(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
