@@ -182,6 +182,15 @@ def test_no_chunk_has_more_than_its_share_and_one_document(chunks: int, seed: in
         assert sum(load[low:high]) <= sum(load) / chunks + max(load)
 
 
+@pytest.mark.parametrize("one_large_first", [True, False])
+def test_each_pair_weighs_one_more_than_the_set_that_is_read(tmp_path: Path, one_large_first: bool) -> None:
+    """A set of 5 weighs as much as three of 1, so half of the work ends with the first of two ranks."""
+    shingles = stored(tmp_path, [{0}, {0}, {0}, {0}, {0}, set(range(5))])
+    large, small = (0, 1) if one_large_first else (1, 0)
+    runs = runs_of(tmp_path, [(large, 5), *((small, second) for second in (2, 3, 4))])
+    assert balance(runs, shingles, 2) == [0, 0, 6]
+
+
 def test_no_documents_are_no_work(tmp_path: Path) -> None:
     assert balance([], stored(tmp_path, []), 3) == [0, 0]
 

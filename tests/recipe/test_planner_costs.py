@@ -272,7 +272,7 @@ def test_defaults_are_those_of_the_papers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("positions", "width"), [(1, 256), (96, 256), (97, 512), (192, 512), (193, 768), (900, 2560)]
+    ("positions", "width"), [(1, 256), (96, 256), (97, 512), (192, 512), (193, 768), (289, 1024), (900, 2560)]
 )
 def test_a_network_over_positions_is_eight_thirds_wide_in_steps_of_256(positions: int, width: int) -> None:
     assert Mlp().width(positions) == width and Mlp(intermediate_size=30).width(positions) == 30
