@@ -21,7 +21,7 @@ from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig
 from ikirere.model.layers import decay, delta
 from ikirere.recipe.load import load_recipe
-from ikirere.recipe.mixers import MIXERS, family_of
+from ikirere.recipe.mixers import MIXERS, Mlp, family_of
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.flops import pass_per_token
 from ikirere.recipe.planner.memory import layer_elements
@@ -113,6 +113,10 @@ def test_a_core_makes_the_products_that_torch_counts(
         counter.get_total_flops() - head - halting
     ) / 2  # two passes: of the latent and of the answer
     assert pass_per_token(m, positions) - 2 * 50 * 32 == pytest.approx(in_layers / positions)
+
+
+def test_the_network_over_positions_is_eight_thirds_wide_in_steps_of_256() -> None:
+    assert [Mlp().width(n) for n in (96, 97, 480, 481, 1040)] == [256, 512, 1280, 1536, 2816]
 
 
 def test_a_recursive_model_keeps_an_average_and_what_it_carries() -> None:
