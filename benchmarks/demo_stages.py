@@ -16,9 +16,9 @@ def table(folder: Path) -> str:
     run = read_run(folder)
     environment = run.environment
     lines = ["| stage | seconds | peak memory, MB |", "|---|---|---|"]
-    done = [stage for stage in run.stages.values() if stage.seconds is not None]
-    lines += [f"| {s.name} | {s.seconds:.1f} | {(s.peak_rss or 0) / 1e6:,.0f} |" for s in done]
-    whole = sum(stage.seconds or 0 for stage in done)
+    done = [stage for stage in run.stages.values() if stage.spent is not None]
+    lines += [f"| {s.name} | {s.spent:.1f} | {(s.peak_rss or 0) / 1e6:,.0f} |" for s in done]
+    whole = sum(stage.spent or 0 for stage in done)
     most = max((stage.peak_rss or 0 for stage in done), default=0)
     lines.append(f"| **all** | **{whole:.1f}** | **{most / 1e6:,.0f}** |")
     machine = (

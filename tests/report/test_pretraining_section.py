@@ -1,4 +1,4 @@
-"""The report's section of pretraining, for models that fill blanks and for experts."""
+"""The report's section of pretraining, for models that fill masked spans and for experts."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ikirere.programme.verdict import ShipVerdict
 from ikirere.report.collect import Run, StageRecord
 from ikirere.report.figures import loss_curve
 from ikirere.report.pretraining import pretrain
-from ikirere.report.section import Block
+from ikirere.report.section import ReportSection
 
 
-def made(tmp_path: Path, recipe: dict[str, Any], metrics: dict[str, float], row: dict[str, float]) -> Block:
+def made(
+    tmp_path: Path, recipe: dict[str, Any], metrics: dict[str, float], row: dict[str, float]
+) -> ReportSection:
     folder = tmp_path / "pretrain"
     folder.mkdir()
     log: list[dict[str, Any]] = [
@@ -26,29 +29,30 @@ def made(tmp_path: Path, recipe: dict[str, Any], metrics: dict[str, float], row:
     stage.metrics = {
         name: {"name": name, "value": value, "low": value, "high": value} for name, value in metrics.items()
     }
-    return pretrain(Run(tmp_path, "x", recipe, "", {}, False, {"pretrain": stage}), stage)
+    verdict = ShipVerdict(True, False, (), ())
+    return pretrain(Run(tmp_path, "x", recipe, "", {}, False, {"pretrain": stage}, verdict), stage)
 
 
-def test_blanks_are_shown_by_domain_and_milestone(tmp_path: Path) -> None:
+def test_masked_spans_are_shown_by_domain_and_milestone(tmp_path: Path) -> None:
     recipe = {"model": {"family": "recursive"}, "pretrain": {"milestones": [{"name": "early", "step": 1}]}}
     metrics = {
         "perplexity/arc": 3.0, "perplexity/arc@early": 9.0, "exact/arc": 0.5, "exact/arc@early": 0.25,
         "nats_per_token/arc": 1.1, "perplexity": 3.0, "parameters": 7.0,
     }  # fmt: skip
-    block = made(tmp_path, recipe, metrics, {})
-    perplexity, solved, rest = block.tables
+    section = made(tmp_path, recipe, metrics, {})
+    perplexity, solved, rest = section.tables
     assert perplexity.head == ("Domain", "at the end", "early")
     assert [row[0] for row in perplexity.rows] == ["arc"]
     assert perplexity.rows[0][1].startswith("3") and perplexity.rows[0][2].startswith("9")
     assert solved.rows[0][1].startswith("50") and solved.rows[0][2].startswith("25")
     assert [row[0] for row in rest.rows] == ["parameters", "perplexity"]
-    assert "blanks" in block.note and block.texts[0]["text"].endswith("⟦21⟧")
+    assert "masked" in section.note and section.texts[0]["text"].endswith("⟦21⟧")
 
 
-def test_load_of_experts(tmp_path: Path) -> None:
+def test_expert_load(tmp_path: Path) -> None:
     loads = {"expert_load/1/0": 0.5, "expert_load/1/1": 1.5, "expert_load/3/0": 1.0, "expert_load/3/1": 1.0}
-    block = made(tmp_path, {"model": {"family": "decoder"}}, {"bits_per_byte/code": 2.0}, loads)
-    (table,) = (t for t in block.tables if "experts" in (t.title or ""))
+    section = made(tmp_path, {"model": {"family": "decoder"}}, {"bits_per_byte/code": 2.0}, loads)
+    (table,) = (t for t in section.tables if "Expert load" in t.title)
     assert table.rows == [("1", "2", "1.50", "0.50"), ("3", "2", "1.00", "1.00")]
 
 

@@ -1,29 +1,62 @@
-"""Reading a run folder: the only thing a report knows."""
+"""What a report is made from: the state of a run folder (`programme.status`), its results and the stages' files."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
+from ikirere.common.files import read_json, read_rows
+from ikirere.programme import result
+from ikirere.programme.identity import read_record
+from ikirere.programme.ledger import NAME as LEDGER
+from ikirere.programme.ledger import Event, read_events
+from ikirere.programme.run_folder import read_recipe
+from ikirere.programme.status import status
+from ikirere.programme.verdict import ShipVerdict, judge_run
+from ikirere.stages import MODULES
 
-from ikirere.errors import UserError
+WITH_RESULT = ("done", "stale")
 
 
 @dataclass
 class StageRecord:
-    """What one stage left: its result.json, or only its name where it has not run."""
+    """One stage: its row of `status`, and of its result.json what the report shows.
+
+    spent: seconds of all attempts; None where it has not begun. step, tokens: of its newest checkpoint. marks: how it
+    was made otherwise than it would be now. stale_inputs: stages whose outputs are others than those it was made from,
+    or of a done stage, that are stale themselves.
+    continued: the changes made by `--go-on`. metrics, artifacts: also of a stale stage, whose numbers are not current.
+    """
 
     name: str
     folder: Path
     state: str
-    seconds: float | None = None
+    spent: float | None = None
+    step: int | None = None
+    tokens: int | None = None
+    marks: list[str] = field(default_factory=list)
+    stale_inputs: list[str] = field(default_factory=list)
+    continued: list[dict[str, Any]] = field(default_factory=list)
     peak_rss: int | None = None
-    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name, as programme.measure.Metric
+    metrics: dict[str, dict[str, Any]] = field(default_factory=dict)  # by name, as programme.metrics.Metric
     gates: list[dict[str, Any]] = field(default_factory=list)
     artifacts: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stale(self) -> str | None:
+        """Why its numbers are not current though it is done; None where they are."""
+        if not self.stale_inputs:
+            return None
+        kind = "other" if self.state == "stale" else "stale"
+        return f"made from {kind} outputs of {', '.join(self.stale_inputs)}"
+
+    @property
+    def remarks(self) -> list[str]:
+        """What a reader of its numbers should know."""
+        return [*([self.stale] if self.stale else []), *self.marks]
 
     def value(self, metric: str) -> float | None:
         """Measured value, or None."""
@@ -39,21 +72,25 @@ class StageRecord:
         }
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Rows of a JSONL file of the stage's folder; none where it is missing."""
+        """Rows of a JSONL file of the stage's folder; none where it is missing. A kill may have left the last line of
+        an unfinished stage's file incomplete: that line is dropped."""
         path = self.folder / name
         if not path.is_file():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        if self.state in WITH_RESULT:
+            return read_rows(path)
+        whole = path.read_bytes().rpartition(b"\n")[0]
+        return [json.loads(line) for line in whole.splitlines()]
 
     def json(self, name: str) -> Any:
         """A JSON file of the stage's folder, or None."""
         path = self.folder / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
 
 @dataclass
 class Run:
-    """A run folder, read."""
+    """A run folder, read. planned: settings of stages that are not built. set_aside: as `status` gives it."""
 
     folder: Path
     name: str
@@ -62,43 +99,83 @@ class Run:
     environment: dict[str, Any]
     rehearsal: bool
     stages: dict[str, StageRecord]
+    verdict: ShipVerdict
+    set_aside: list[dict[str, Any]] = field(default_factory=list)
+    planned: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def folder_shown(self) -> str:
         return f"runs/{self.folder.name}"
 
+    def current(self, name: str) -> StageRecord | None:
+        """The stage where it is in the recipe and its numbers are current."""
+        stage = self.stages.get(name)
+        return stage if stage is not None and stage.state == "done" and not stage.stale else None
 
-def read_run(folder: Path, skip: tuple[str, ...] = ()) -> Run:
-    """Read a run folder. Raises UserError where it is not one."""
-    path = folder / "recipe.yaml"
-    if not path.is_file():
-        raise UserError(f"{folder}: no recipe.yaml in it, so it is no run folder; give runs/NAME")
-    text = path.read_text(encoding="utf-8")
-    recipe = yaml.safe_load(text)
-    environment_path = folder / "environment.json"
-    environment = (
-        json.loads(environment_path.read_text(encoding="utf-8")) if environment_path.is_file() else {}
+
+def read_run(folder: Path, skip: Iterable[str] = (), modules: Mapping[str, str] = MODULES) -> Run:
+    """Read a run folder. skip: stages that are left out and do not count for the verdict, such as the report itself.
+
+    modules: stage -> its module, of the stages that are built. Raises UserError where it is no run folder.
+    """
+    shown, recipe = status(folder, modules), read_recipe(folder)
+    events = read_events(folder / LEDGER)
+    # A stage that still runs is the one that asks for the report.
+    rows = [row for row in shown["stages"] if row["name"] not in set(skip) and row["state"] != "running"]
+    for row in rows:
+        if row["state"] == "waiting" and row["name"] not in modules:
+            row["state"] = "not built"
+        if row["state"] not in WITH_RESULT:
+            row["gates"] = _judged_midway(events, row["name"], row["gates"])
+    _pass_on_staleness(folder, rows)
+    rehearsal = bool(shown.get("rehearsal"))
+    environment = folder / "environment.json"
+    return Run(
+        folder,
+        recipe["name"],
+        recipe,
+        (folder / "recipe.yaml").read_text(encoding="utf-8"),
+        read_json(environment) if environment.is_file() else {},
+        rehearsal,
+        {row["name"]: _stage(folder / row["name"], row) for row in rows},
+        judge_run(rows, rehearsal),
+        shown["set_aside"],
+        {name: keys for name, keys in recipe.get("planned", {}).items() if name not in modules},
     )
-    stages: dict[str, StageRecord] = {}
-    rehearsal = False
-    for name in recipe["stages"]:
-        if name in skip:
+
+
+def _pass_on_staleness(folder: Path, rows: list[dict[str, Any]]) -> None:
+    """Note in the rows of done stages the inputs that are stale, or were made from stale ones."""
+    stale = {row["name"] for row in rows if row["state"] == "stale"}
+    for row in rows:
+        record = read_record(folder / row["name"]) if row["state"] == "done" else None
+        found = [name for name in (record.parts.get("inputs", {}) if record else {}) if name in stale]
+        if found:
+            row["stale_inputs"] = found
+            stale.add(row["name"])
+
+
+def _judged_midway(events: list[Event], stage: str, gates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Gates of a stage that has not ended, those of milestones that were reached as they were judged then."""
+    judged: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event.get("stage") != stage:
             continue
-        record = StageRecord(name, folder / name, "not run")
-        stages[name] = record
-        result_path = folder / name / "result.json"
-        if not result_path.is_file():
-            gates = recipe.get("gates", {}).get(name) or []
-            record.gates = [
-                {**gate, "value": None, "low": None, "high": None, "verdict": "NOT RUN"} for gate in gates
-            ]
-            continue
-        result = json.loads(result_path.read_text(encoding="utf-8"))
-        rehearsal = rehearsal or bool(result.get("rehearsal"))
-        record.state = "done"
-        record.seconds = result.get("seconds")
-        record.peak_rss = result.get("peak_rss_bytes")
-        record.metrics = {metric["name"]: metric for metric in result["metrics"]}
-        record.gates = result["gates"]
-        record.artifacts = result["artifacts"]
-    return Run(folder, recipe["name"], recipe, text, environment, rehearsal, stages)
+        if event["event"] == "stage-set-aside" or event.get("fresh"):
+            judged = {}
+        elif event["event"] == "milestone-judged":
+            judged |= {(gate["name"], gate["metric"]): gate for gate in event["gates"]}
+    return [judged.get((gate["name"], gate["metric"]), gate) for gate in gates]
+
+
+def _stage(folder: Path, row: Mapping[str, Any]) -> StageRecord:
+    record = StageRecord(
+        row["name"], folder, row["state"], row["spent"] or None, row["step"], row["tokens"], row["marks"],
+        row["stale_inputs"], row["continued"], gates=row["gates"],
+    )  # fmt: skip
+    if record.state in WITH_RESULT:
+        content = result.read(folder)
+        record.peak_rss = content["peak_rss_bytes"]
+        record.metrics = {metric["name"]: metric for metric in content["metrics"]}
+        record.artifacts = content["artifacts"]
+    return record

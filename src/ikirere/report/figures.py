@@ -90,12 +90,12 @@ def grouped_bars(
     series = list(dict.fromkeys(name for group in groups.values() for name in group))
     width = min(0.28, 0.8 / max(1, len(series)))
     for s, name in enumerate(series):
-        places = [g for g, group in enumerate(groups.values()) if name in group]
+        positions = [g for g, group in enumerate(groups.values()) if name in group]
         values = [group[name] for group in groups.values() if name in group]
-        x = [place + (s - (len(series) - 1) / 2) * width for place in places]
+        x = [position + (s - (len(series) - 1) / 2) * width for position in positions]
         axes.bar(x, values, width * 0.92, color=PALETTE[s % len(PALETTE)], label=name)
-        for place, value in zip(x, values):
-            axes.text(place, value, f" {value:.2f}", ha="center", va="bottom", fontsize=7, color=INK)
+        for middle, value in zip(x, values):
+            axes.text(middle, value, f" {value:.2f}", ha="center", va="bottom", fontsize=7, color=INK)
         for g, group in enumerate(groups):
             if bands and name in bands.get(group, {}):
                 low, high = bands[group][name]

@@ -9,7 +9,7 @@ from typing import Any
 
 from ikirere.common.files import write_text
 from ikirere.report.collect import Run
-from ikirere.report.sections import blocks
+from ikirere.report.sections import build_sections
 from ikirere.report.tables import Table, band, duration, measured, number, percent, size
 
 
@@ -22,28 +22,41 @@ def _gates(run: Run) -> dict[str, Any]:
     rows = gate_rows(run)
     counts = Counter(row["verdict"] for row in rows)
     summary = ", ".join(f"{counts[v]} {v}" for v in ("PASS", "MISS", "INSIDE NOISE", "NOT RUN") if counts[v])
-    return {"rows": rows, "summary": f"{len(rows)} gates: {summary}." if rows else ""}
+    noun = "gate" if len(rows) == 1 else "gates"
+    return {"rows": rows, "summary": f"{len(rows)} {noun}: {summary}." if rows else ""}
+
+
+def verdict_lists(run: Run) -> list[dict[str, Any]]:
+    """What stands beside the verdict: titles with their reasons, empty ones left out."""
+    verdict = run.verdict
+    blocking = "not measured" if run.rehearsal else "that block"
+    lists = [
+        (f"Gates {blocking}", [reason for reason in verdict.blocking if reason.name]),
+        ("Stages not done", [reason for reason in verdict.blocking if not reason.name]),
+        ("Warnings", list(verdict.warnings)),
+    ]
+    return [{"title": title, "reasons": reasons} for title, reasons in lists if reasons]
 
 
 def cards(run: Run) -> list[dict[str, str]]:
-    """The handful of figures at the top; those that were not measured are left out."""
+    """The main metrics, at the top; what was not measured or is stale is left out."""
     found: list[dict[str, str]] = []
 
     def add(label: str, value: str | None) -> None:
         if value is not None:
             found.append({"label": label, "value": value})
 
-    pretrain, evaluate = run.stages.get("pretrain"), run.stages.get("evaluate")
+    pretrain, evaluate = run.current("pretrain"), run.current("evaluate")
     if pretrain and (parameters := pretrain.value("parameters")) is not None:
         add("parameters", f"{parameters / 1e6:,.2f} M")
     if pretrain and (bits := pretrain.value("bits_per_byte")) is not None:
         add("bits per byte, held out", f"{bits:.3f}")
     if evaluate and (answer := evaluate.metrics.get("answer/calculator")):
-        add("calculator questions right", percent(answer).split(" ")[0])
+        add("calculator accuracy", percent(answer).split(" ")[0])
     if evaluate and (without := evaluate.metrics.get("answer_without_tool/calculator")):
-        add("the same without the tool", percent(without).split(" ")[0])
-    seconds = [stage.seconds for stage in run.stages.values() if stage.seconds is not None]
-    add("minutes, the whole programme", duration(sum(seconds)) if seconds else None)
+        add("calculator accuracy without the tool", percent(without).split(" ")[0])
+    seconds = [stage.spent for stage in run.stages.values() if stage.spent]
+    add("time, all stages and attempts", duration(sum(seconds)) if seconds else None)
     memory = [stage.peak_rss for stage in run.stages.values() if stage.peak_rss]
     add("peak memory", size(max(memory)) if memory else None)
     return found
@@ -71,7 +84,7 @@ def render(run: Run) -> str:
     environment.filters["band"] = band
     source = resources.files("ikirere.report").joinpath("report.html.jinja").read_text(encoding="utf-8")
     metrics = [
-        (stage.name, name, measured(metric), str(metric["n"]), metric["kind"], metric["raw"])
+        (stage.name, stage.state, name, measured(metric), str(metric["n"]), metric["kind"], metric["raw"])
         for stage in run.stages.values()
         for name, metric in stage.metrics.items()
     ]
@@ -84,8 +97,9 @@ def render(run: Run) -> str:
         run=run,
         cards=cards(run),
         gates=_gates(run),
-        blocks=blocks(run),
-        metrics=Table(("Stage", "Metric", "Measured", "n", "Kind", "Raw file"), metrics, {2, 3}),
+        sections=build_sections(run),
+        verdict_lists=verdict_lists(run),
+        metrics=Table(("Stage", "State", "Metric", "Value", "n", "Kind", "Raw file"), metrics, {3, 4}),
         artifacts=Table(("File", "Size", "SHA-256"), artifacts, {1}),
         machine=_machine(run),
     )

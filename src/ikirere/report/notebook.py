@@ -1,7 +1,6 @@
 """The report as a notebook: the same tables and figures, with the code that makes them from the run folder.
 
-The outputs are those that the code cells give, put in while the notebook is written, so that it reads
-without running anything; run it again to check.
+The outputs are those of the code cells, written with the notebook, so that it can be read without running it.
 """
 
 from __future__ import annotations
@@ -12,17 +11,18 @@ from pathlib import Path
 from ikirere.common.files import atomic
 from ikirere.report.collect import Run
 from ikirere.report.html import gate_rows
-from ikirere.report.sections import Block, blocks
+from ikirere.report.section import ReportSection
+from ikirere.report.sections import build_sections
 from ikirere.report.tables import Table, band, number
 
 SETUP = """from pathlib import Path
 from IPython.display import HTML, SVG, display
-from ikirere.report.sections import blocks
+from ikirere.report.sections import build_sections
 from ikirere.report.collect import read_run
-from ikirere.report.notebook import gates_table, table_html
+from ikirere.report.notebook import gates_table, table_html, verdict_table
 
 run = read_run(Path({folder!r}), skip=("report",))
-sections = blocks(run)"""
+sections = build_sections(run)"""
 
 
 def table_html(table: Table) -> str:
@@ -44,18 +44,26 @@ def gates_table(run: Run) -> Table:
     return Table(("Stage", "Gate", "Target", "Measured", "Band", "Verdict"), rows)
 
 
+def verdict_table(run: Run) -> Table:
+    """The verdict with what blocks it and what it warns of."""
+    reasons = [("blocks", reason) for reason in run.verdict.blocking]
+    reasons += [("warning", reason) for reason in run.verdict.warnings]
+    rows = [(kind, reason.stage, reason.name, reason.why) for kind, reason in reasons]
+    return Table(("", "Stage", "Gate", "Why"), rows, title=run.verdict.lines()[0])
+
+
 def _display(kind: str, text: str) -> dict[str, object]:
     return {"output_type": "display_data", "data": {kind: text}, "metadata": {}}
 
 
-def _section(index: int, block: Block) -> tuple[str, list[dict[str, object]]]:
+def _section(index: int, section: ReportSection) -> tuple[str, list[dict[str, object]]]:
     code = (
         f"section = sections[{index}]\n"
         "for figure in section.figures:\n    display(SVG(figure.svg))\n"
         "for table in section.tables:\n    display(HTML(table_html(table)))"
     )
-    outputs = [_display("image/svg+xml", figure.svg) for figure in block.figures]
-    outputs += [_display("text/html", table_html(table)) for table in block.tables]
+    outputs = [_display("image/svg+xml", figure.svg) for figure in section.figures]
+    outputs += [_display("text/html", table_html(table)) for table in section.tables]
     return code, outputs
 
 
@@ -63,29 +71,30 @@ def write_notebook(run: Run, path: Path) -> None:
     """Write the notebook whole or not at all."""
     from nbformat import NotebookNode, v4, write
 
-    def code(number_: int, source: str, outputs: list[dict[str, object]]) -> NotebookNode:
+    cells: list[NotebookNode] = []
+
+    def text(source: str) -> None:
+        cells.append(v4.new_markdown_cell(source, id=f"cell-{len(cells)}"))
+
+    def code(source: str, outputs: list[dict[str, object]]) -> None:
+        number_ = 1 + sum(cell.cell_type == "code" for cell in cells)
         nodes = [NotebookNode(output) for output in outputs]
-        cell = v4.new_code_cell(source, execution_count=number_, outputs=nodes)
-        cell["id"] = f"code-{number_}"
-        return cell
+        cells.append(
+            v4.new_code_cell(source, execution_count=number_, outputs=nodes, id=f"cell-{len(cells)}")
+        )
 
-    def text(number_: int, source: str) -> NotebookNode:
-        cell = v4.new_markdown_cell(source)
-        cell["id"] = f"text-{number_}"
-        return cell
-
-    # Seen from report/, where the notebook lies, the run folder is one up.
-    cells = [
-        text(0, f"# {run.name}\n\n{run.recipe.get('description', '')}"),
-        code(1, SETUP.format(folder=".."), []),
-    ]
-    cells += [
-        text(1, "## Gates"),
-        code(2, "HTML(table_html(gates_table(run)))", [_display("text/html", table_html(gates_table(run)))]),
-    ]
-    for index, block in enumerate(blocks(run)):
-        source, outputs = _section(index, block)
-        cells += [text(index + 2, f"## {block.title}\n\n{block.note}"), code(index + 3, source, outputs)]
+    text(f"# {run.name}\n\n{run.recipe.get('description', '')}")
+    # The notebook lies in report/, so the run folder is one up.
+    code(SETUP.format(folder=".."), [])
+    for title, name, table in (
+        ("Verdict", "verdict_table", verdict_table(run)),
+        ("Gates", "gates_table", gates_table(run)),
+    ):
+        text(f"## {title}")
+        code(f"HTML(table_html({name}(run)))", [_display("text/html", table_html(table))])
+    for index, section in enumerate(build_sections(run)):
+        text("\n\n".join(filter(None, (f"## {section.title}", section.warning, section.note))))
+        code(*_section(index, section))
     notebook = v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     with atomic(path) as handle:

@@ -1,4 +1,4 @@
-"""The report's section of pretraining: text that is continued, or blanks that are filled in."""
+"""The report's section on pretraining: of decoders, and of recursive models that fill masked spans."""
 
 from __future__ import annotations
 
@@ -7,22 +7,23 @@ from typing import Any
 
 from ikirere.report import figures
 from ikirere.report.collect import Run, StageRecord
-from ikirere.report.section import Block, Figure
-from ikirere.report.tables import Table, measured, percent
+from ikirere.report.section import Figure, ReportSection
+from ikirere.report.tables import Table, measured, number, percent
 
 SAMPLES = 4
 LOAD = "expert_load/"
 
 
-def pretrain(run: Run, stage: StageRecord) -> Block:
-    """Loss, held-out figures by domain, load of experts, samples."""
+def pretrain(run: Run, stage: StageRecord) -> ReportSection:
+    """Loss, milestones, held-out metrics by domain, expert load, samples."""
     if (run.recipe.get("model") or {}).get("family") == "recursive":
-        return _filled(run, stage)
-    block = Block(
+        return _recursive(run, stage)
+    section = ReportSection(
         "Pretraining",
-        "Bits per byte do not depend on the tokenizer: lower is better, and every compressor can be asked the same.",
+        "Bits per byte do not depend on the tokenizer: lower is better, and compressors are measured on the same bytes.",
     )
-    log = _loss(block, stage)
+    log = stage.rows("log.jsonl")
+    section.figures += loss_figure(log)
     sets = {
         "model": stage.with_prefix("bits_per_byte"),
         "gzip -9": stage.with_prefix("gzip9_bits_per_byte"),
@@ -32,65 +33,100 @@ def pretrain(run: Run, stage: StageRecord) -> Block:
         domain: {name: found[domain]["value"] for name, found in sets.items() if domain in found}
         for domain in sets["model"]
     }
+    _add(section, _milestones(run, stage))
     if groups:
         svg = figures.grouped_bars(groups, "bits per byte")
-        block.figures.append(Figure(svg, "Held-out documents of distributions never trained on."))
+        section.figures.append(Figure(svg, "Held-out documents, by domain."))
         rows = [(domain, *(measured(found.get(domain)) for found in sets.values())) for domain in groups]
-        block.tables.append(Table(("Domain", *sets), rows, {1, 2, 3}, "Bits per byte"))
-    _experts(block, log)
+        _add(section, Table(("Domain", *sets), rows, {1, 2, 3}, "Bits per byte"))
+    _add(section, _expert_load(log))
     rest = {n: m for n, m in stage.metrics.items() if "bits_per_byte" not in n or "@" in n}
-    _further(block, rest)
-    _samples(block, stage, "continued by the model inside ⟦ ⟧")
-    return block
+    _add(section, _others(rest))
+    _samples(section, stage, "the model's continuation inside ⟦ ⟧")
+    return section
 
 
-def _filled(run: Run, stage: StageRecord) -> Block:
-    block = Block(
+def _recursive(run: Run, stage: StageRecord) -> ReportSection:
+    section = ReportSection(
         "Pretraining",
-        "Held-out rows with blanks, filled in by the averaged weights after all supervision steps. Perplexity is per "
-        "blank; a row is solved when every blank of it is right.",
+        "Held-out rows with masked spans, filled by the averaged weights after all supervision steps. Perplexity is per "
+        "masked token; a row is an exact match when every masked token is right.",
     )
-    _loss(block, stage)
-    ends = ["", *(f"@{m['name']}" for m in run.recipe["pretrain"].get("milestones") or [])]
+    section.figures += loss_figure(stage.rows("log.jsonl"))
+    _add(section, _milestones(run, stage))
+    suffixes = ["", *(f"@{m['name']}" for m in run.recipe["pretrain"].get("milestones") or [])]
     domains = sorted(stage.with_prefix("perplexity"))
-    for name, show, title in (("perplexity", measured, "Perplexity"), ("exact", percent, "Rows solved")):
-        rows = [(d, *(show(stage.metrics.get(f"{name}/{d}{end}")) for end in ends)) for d in domains]
-        if rows:
-            head = ("Domain", "at the end", *(end[1:] for end in ends[1:]))
-            block.tables.append(Table(head, rows, set(range(1, len(head))), title))
+    for name, show, title in (("perplexity", measured, "Perplexity"), ("exact", percent, "Exact match")):
+        rows = [
+            (d, *(show(stage.metrics.get(f"{name}/{d}{suffix}")) for suffix in suffixes)) for d in domains
+        ]
+        head = ("Domain", "at the end", *(suffix[1:] for suffix in suffixes[1:]))
+        _add(section, Table(head, rows, set(range(1, len(head))), title))
     shown = ("perplexity/", "exact/", "nats_per_token")
-    _further(block, {n: m for n, m in stage.metrics.items() if not n.startswith(shown)})
-    _samples(block, stage, "what the model fills in inside ⟦ ⟧")
-    return block
+    _add(section, _others({n: m for n, m in stage.metrics.items() if not n.startswith(shown)}))
+    _samples(section, stage, "the model's infilling inside ⟦ ⟧")
+    return section
 
 
-def _loss(block: Block, stage: StageRecord) -> list[dict[str, Any]]:
-    log = stage.rows("log.jsonl")
-    if log:
-        block.figures.append(Figure(figures.loss_curve(log), "Training loss."))
-    return log
+def _add(section: ReportSection, table: Table) -> None:
+    if table.rows:
+        section.tables.append(table)
 
 
-def _experts(block: Block, log: list[dict[str, Any]]) -> None:
-    """Each layer's experts at the last row of the log, where there are any: 1 is an even share."""
+def loss_figure(log: list[dict[str, Any]], label: str = "loss, nats per token") -> list[Figure]:
+    """The loss curve of a training's log; none where no step is logged yet."""
+    if not any("loss" in row for row in log):
+        return []
+    changed = [f"{row['step']:,}" for row in log if "go_on" in row]
+    caption = "Training loss."
+    if changed:
+        caption += f" Dashed: settings changed (--go-on) after step {', '.join(changed)}."
+    return [Figure(figures.loss_curve(log, label), caption)]
+
+
+def _milestones(run: Run, stage: StageRecord) -> Table:
+    """The gates of each milestone with the band between going on and stopping."""
+    rows = []
+    for milestone in sorted(
+        (run.recipe.get("pretrain") or {}).get("milestones") or [], key=lambda m: m["step"]
+    ):
+        for gate in stage.gates:
+            if gate["metric"].endswith(f"@{milestone['name']}"):
+                bound = gate.get("stop_beyond")
+                known = gate["value"] is not None
+                rows.append(
+                    (
+                        milestone["name"],
+                        f"{milestone['step']:,}",
+                        gate["metric"],
+                        number(gate["value"]),
+                        f"{gate['op']} {number(gate['target'])}",
+                        "" if bound is None else number(bound),
+                        gate["decision"] if known else "",
+                    )
+                )
+    head = ("Milestone", "Step", "Metric", "Measured", "Go", "Stop beyond", "Decision")
+    return Table(head, rows, {1, 3, 4, 5}, "Milestones")
+
+
+def _expert_load(log: list[dict[str, Any]]) -> Table:
+    """Load of each layer's experts at the last row of the log, relative to a uniform load."""
     layers: dict[str, list[float]] = {}
     last: dict[str, Any] = next((row for row in reversed(log) if "loss" in row), {})
     for name, value in last.items():
         if name.startswith(LOAD):
             layers.setdefault(name.removeprefix(LOAD).split("/")[0], []).append(value)
     rows = [(layer, str(len(v)), f"{max(v):.2f}", f"{min(v):.2f}") for layer, v in layers.items()]
-    if rows:
-        head = ("Layer", "Experts", "Busiest", "Idlest")
-        block.tables.append(Table(head, rows, {1, 2, 3}, "Load of experts (1: an even share)"))
+    head = ("Layer", "Experts", "Highest", "Lowest")
+    return Table(head, rows, {1, 2, 3}, "Expert load, relative to uniform")
 
 
-def _further(block: Block, metrics: Mapping[str, dict[str, Any]]) -> None:
+def _others(metrics: Mapping[str, dict[str, Any]]) -> Table:
     rows = [(name, measured(metric)) for name, metric in sorted(metrics.items())]
-    if rows:
-        block.tables.append(Table(("Figure", "Measured"), rows, {1}, "Training"))
+    return Table(("Metric", "Value"), rows, {1}, "Other metrics")
 
 
-def _samples(block: Block, stage: StageRecord, what: str) -> None:
+def _samples(section: ReportSection, stage: StageRecord, what: str) -> None:
     for sample in (stage.json("samples.json") or [])[:SAMPLES]:
         text = str(sample.get("prompt", "")) + "⟦" + str(sample.get("continuation", "")) + "⟧"
-        block.texts.append({"title": f"Held-out {sample.get('domain', 'text')}, {what}", "text": text})
+        section.texts.append({"title": f"Held-out {sample.get('domain', 'text')}, {what}", "text": text})

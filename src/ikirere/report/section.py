@@ -15,8 +15,9 @@ class Figure:
 
 
 @dataclass
-class Block:
-    """One section: a heading, figures, tables, texts and transcripts."""
+class ReportSection:
+    """A heading, figures, tables, texts and transcripts. warning: why its numbers are not current. marks: how they were
+    made otherwise than they would be now. Both are empty where there is nothing to say."""
 
     title: str
     note: str = ""
@@ -24,6 +25,8 @@ class Block:
     tables: list[Table] = field(default_factory=list)
     texts: list[dict[str, str]] = field(default_factory=list)
     chats: list[dict[str, Any]] = field(default_factory=list)
+    warning: str = ""
+    marks: str = ""
 
     @property
     def empty(self) -> bool:

@@ -3,53 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ikirere.report import figures
-from ikirere.report.collect import Run, StageRecord
-from ikirere.report.hygiene import data
-from ikirere.report.pretraining import pretrain
-from ikirere.report.section import Block, Figure
-from ikirere.report.tables import Table, duration, measured, percent, size
+from ikirere.report.collect import WITH_RESULT, Run, StageRecord
+from ikirere.report.data import data
+from ikirere.report.pretraining import loss_figure, pretrain
+from ikirere.report.section import Figure, ReportSection
+from ikirere.report.tables import Table, duration, measured, percent, setting, size
 
 
-def programme(run: Run) -> Block:
-    """Every stage with its time and memory."""
+def programme(run: Run) -> ReportSection:
+    """Every stage with its state, time and memory, and what was changed, set aside and planned."""
+    stages = list(run.stages.values())
+    total = sum(stage.spent or 0 for stage in stages)
+    peak = max((stage.peak_rss or 0 for stage in stages), default=0)
     rows = [
-        (stage.name, stage.state, duration(stage.seconds), size(stage.peak_rss))
-        for stage in run.stages.values()
+        (
+            stage.name,
+            stage.state,
+            "" if stage.step is None else f"{stage.step:,}",
+            duration(stage.spent) if stage.spent else "",
+            size(stage.peak_rss) if stage.peak_rss else "",
+            "; ".join(stage.remarks),
+        )
+        for stage in stages
     ]
-    total = sum(stage.seconds or 0 for stage in run.stages.values())
-    rows.append(
-        ("all", "", duration(total), size(max((s.peak_rss or 0 for s in run.stages.values()), default=0)))
+    rows.append(("all", "", "", duration(total), size(peak) if peak else "", ""))
+    head = ("Stage", "State", "Step", "Time", "Peak memory", "Remarks")
+    tables = [Table(head, rows, {2, 3, 4}), _changes(run), _set_aside(run), _planned(run)]
+    timed = {stage.name: stage.spent for stage in stages if stage.spent}
+    drawn = [Figure(figures.horizontal_bars(timed, "seconds"), "Wall-clock time by stage.")] if timed else []
+    note = (
+        "Time is that of all attempts, those that were killed included. Step is that of the newest checkpoint. Peak "
+        "memory is that of the whole process while the stage ran."
     )
-    table = Table(("Stage", "State", "Time", "Peak memory"), rows, {2, 3})
-    timed = {s.name: s.seconds for s in run.stages.values() if s.seconds}
-    drawn = [Figure(figures.horizontal_bars(timed, "seconds"), "Where the time went.")] if timed else []
-    return Block("Programme", "Peak memory is that of the whole process while the stage ran.", drawn, [table])
+    return ReportSection("Programme", note, drawn, [table for table in tables if table.rows])
 
 
-def tokenizer(run: Run, stage: StageRecord) -> Block:
+def _changes(run: Run) -> Table:
+    """The settings that `--go-on` changed, in the order of the changes."""
+    rows = [
+        (stage.name, f"{event['step']:,}", key, setting(old), setting(new))
+        for stage in run.stages.values()
+        for event in stage.continued
+        for key, (old, new) in event["changes"].items()
+    ]
+    head = ("Stage", "From step", "Setting", "Old value", "New value")
+    return Table(head, rows, {1}, "Settings changed during training (--go-on)")
+
+
+def _set_aside(run: Run) -> Table:
+    rows = [
+        (
+            Path(aside["path"]).name,
+            aside["stage"],
+            "" if aside["step"] is None else f"{aside['step']:,}",
+            "finished" if aside["finished"] else "not finished",
+            size(aside["bytes"]),
+        )
+        for aside in run.set_aside
+    ]
+    return Table(("Folder", "Stage", "Step", "State", "Size"), rows, {2, 4}, "Set aside")
+
+
+def _planned(run: Run) -> Table:
+    rows = [
+        (stage, key, setting(value)) for stage, keys in run.planned.items() for key, value in keys.items()
+    ]
+    return Table(("Stage", "Setting", "Value"), rows, set(), "Planned, not built")
+
+
+def tokenizer(run: Run, stage: StageRecord) -> ReportSection:
     rows = [(name, measured(metric)) for name, metric in sorted(stage.metrics.items())]
     spec = run.recipe["tokenizer"]
-    note = (
-        f"{spec['kind']}, {spec['vocab_size']:,} ids with the special tokens; figures on held-out documents."
-    )
-    return Block("Tokenizer", note, [], [Table(("Figure", "Measured"), rows, {1})] if rows else [])
+    note = f"{spec['kind']}, vocabulary of {spec['vocab_size']:,} with the special tokens; metrics on held-out documents."
+    return ReportSection("Tokenizer", note, [], [Table(("Metric", "Value"), rows, {1})] if rows else [])
 
 
-def tuned(title: str, note: str) -> Callable[[Run, StageRecord], Block]:
-    """SFT and DPO: the loss curve and the stage's figures."""
+def tuned(title: str, note: str) -> Callable[[Run, StageRecord], ReportSection]:
+    """SFT and DPO: the loss curve and the stage's metrics."""
 
-    def build(run: Run, stage: StageRecord) -> Block:
-        block = Block(title, note)
-        log = stage.rows("log.jsonl")
-        if log:
-            block.figures.append(Figure(figures.loss_curve(log, "loss"), "Training loss."))
+    def build(run: Run, stage: StageRecord) -> ReportSection:
+        section = ReportSection(title, note, loss_figure(stage.rows("log.jsonl"), "loss"))
         rows = [(name, measured(metric)) for name, metric in sorted(stage.metrics.items())]
         if rows:
-            block.tables.append(Table(("Figure", "Measured"), rows, {1}))
-        return block
+            section.tables.append(Table(("Metric", "Value"), rows, {1}))
+        return section
 
     return build
 
@@ -59,28 +100,28 @@ def _turns(messages: list[dict[str, Any]]) -> list[dict[str, str]]:
     for message in messages:
         role = message["role"]
         if role == "tool":
-            turns.append({"style": "call", "text": f"→ {message['content']}", "scratchpad": ""})
+            turns.append({"style": "call", "text": f"→ {message['content']}", "reasoning": ""})
             continue
-        scratchpad = str(message.get("reasoning_content") or "")
-        if message.get("content") or scratchpad:
+        reasoning = str(message.get("reasoning_content") or "")
+        if message.get("content") or reasoning:
             style = "assistant" if role == "assistant" else "user"
-            turns.append(
-                {"style": style, "text": str(message.get("content") or ""), "scratchpad": scratchpad}
-            )
+            turns.append({"style": style, "text": str(message.get("content") or ""), "reasoning": reasoning})
         for call in message.get("tool_calls") or []:
             function = call["function"]
             turns.append(
-                {"style": "call", "text": f"{function['name']}({function['arguments']})", "scratchpad": ""}
+                {"style": "call", "text": f"{function['name']}({function['arguments']})", "reasoning": ""}
             )
     return turns
 
 
-def evaluate(run: Run, stage: StageRecord) -> Block:
+def evaluate(run: Run, stage: StageRecord) -> ReportSection:
     kinds = sorted({n for p in ("right_tool", "right_arguments", "answer") for n in stage.with_prefix(p)})
-    block = Block("Evaluation", "Held-out text.")
+    section = ReportSection("Evaluation", "Held-out text.")
     if kinds:
-        note = "Shares with 95% Wilson intervals. Questions share no operands or words with training rows."
-        block = Block("Tool use on held-out questions", note)
+        note = (
+            "Accuracies with 95% Wilson intervals. Questions share no operands or words with training rows."
+        )
+        section = ReportSection("Tool use on held-out questions", note)
     rows = [
         (
             kind,
@@ -89,32 +130,30 @@ def evaluate(run: Run, stage: StageRecord) -> Block:
         for kind in kinds
     ]
     if rows:
-        head = ("Questions", "Right tool", "Right arguments", "Right final answer")
-        block.tables.append(Table(head, rows, {1, 2, 3}))
+        head = ("Questions", "Tool", "Arguments", "Final answer")
+        section.tables.append(Table(head, rows, {1, 2, 3}, "Accuracy"))
     with_tool = stage.metrics.get("answer/calculator")
     without = stage.metrics.get("answer_without_tool/calculator")
     if with_tool and without:
-        values = {"calculator questions": {"with the tool": with_tool["value"], "without": without["value"]}}
-        bands = {
-            "calculator questions": {
-                "with the tool": (with_tool["low"], with_tool["high"]),
-                "without": (without["low"], without["high"]),
-            }
-        }
-        svg = figures.grouped_bars(values, "share right", bands)
-        block.figures.append(
-            Figure(svg, "The same model on the same questions, with and without its calculator.")
+        arms = {"with the tool": with_tool, "without": without}
+        label = "calculator questions"
+        svg = figures.grouped_bars(
+            {label: {name: arm["value"] for name, arm in arms.items()}},
+            "accuracy",
+            {label: {name: (arm["low"], arm["high"]) for name, arm in arms.items()}},
         )
+        caption = "The same model on the same questions, with and without its calculator."
+        section.figures.append(Figure(svg, caption))
     shown = {f"{p}/{k}" for p in ("right_tool", "right_arguments", "answer") for k in kinds}
     rows = [(name, measured(m)) for name, m in sorted(stage.metrics.items()) if name not in shown]
     if rows:
-        block.tables.append(Table(("Figure", "Measured"), rows, {1}, "Further figures"))
+        section.tables.append(Table(("Metric", "Value"), rows, {1}, "Other metrics"))
     for sample in (stage.json("samples.json") or [])[:6]:
-        block.chats.append({"title": sample.get("kind", "sample"), "turns": _turns(sample["messages"])})
-    return block
+        section.chats.append({"title": sample.get("kind", "sample"), "turns": _turns(sample["messages"])})
+    return section
 
 
-BLOCKS: dict[str, Callable[[Run, StageRecord], Block]] = {
+SECTIONS: dict[str, Callable[[Run, StageRecord], ReportSection]] = {
     "data": data,
     "tokenizer": tokenizer,
     "pretrain": pretrain,
@@ -125,12 +164,25 @@ BLOCKS: dict[str, Callable[[Run, StageRecord], Block]] = {
     ),
     "evaluate": evaluate,
 }
+TRAININGS = ("pretrain", "sft", "dpo")  # shown before they end: their log is a result
 
 
-def blocks(run: Run) -> list[Block]:
+def _warning(stage: StageRecord) -> str:
+    """Why the stage's numbers are not current, as a sentence; empty where they are."""
+    if stage.stale is not None:
+        return f"Stale: {stage.stale}. These numbers are not current; the run command makes them anew."
+    if stage.state != "done":
+        at = "" if stage.step is None else f" (newest checkpoint: step {stage.step:,})"
+        return f"Not finished: {stage.state}{at}. What is shown was written before that."
+    return ""
+
+
+def build_sections(run: Run) -> list[ReportSection]:
     """All sections that have something to show, in the programme's order."""
     built = [programme(run)]
     for name, stage in run.stages.items():
-        if name in BLOCKS and stage.state == "done":
-            built.append(BLOCKS[name](run, stage))
-    return [block for block in built if not block.empty]
+        if name in SECTIONS and (stage.state in WITH_RESULT or name in TRAININGS):
+            section = SECTIONS[name](run, stage)
+            section.warning, section.marks = _warning(stage), "; ".join(stage.marks)
+            built.append(section)
+    return [section for section in built if not section.empty]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from ikirere.programme.progress import clock
 
 NOT_MEASURED = "not measured"
 
@@ -59,6 +62,12 @@ def percent(metric: Mapping[str, Any] | None) -> str:
     return shown
 
 
+def setting(value: Any) -> str:
+    """A value of the recipe, shortened."""
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, Mapping | list) else str(value)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
 def size(bytes_: float | None) -> str:
     """Bytes in decimal units."""
     if bytes_ is None:
@@ -70,8 +79,7 @@ def size(bytes_: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Seconds below a minute, then minutes:seconds."""
+    """Seconds below a minute, then minutes:seconds or hours:minutes:seconds."""
     if seconds is None:
         return NOT_MEASURED
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}" if minutes else f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds < 59.95 else clock(seconds)

@@ -1,4 +1,4 @@
-"""The report's section on data: what was read, what went and why, and what each stage of training draws from."""
+"""The report's section on data: what was read, what was dropped and why, and the mixture of each phase of training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ikirere.report import figures
 from ikirere.report.collect import Run, StageRecord
-from ikirere.report.section import Block, Figure
+from ikirere.report.section import Figure, ReportSection
 from ikirere.report.tables import Table, number, size
 
 LICENCES = 18  # rows of the licence table
@@ -19,20 +19,20 @@ SCORES = {
 }
 
 
-def data(run: Run, stage: StageRecord) -> Block:
+def data(run: Run, stage: StageRecord) -> ReportSection:
     """Domains, steps, mixtures, licences, scores, and samples of what was dropped."""
-    block = Block(
+    section = ReportSection(
         "Data",
         "Held-out documents come from groups that training never saw, and no family of near-duplicates is on both "
-        "sides. Every dropped document is in the data folder's `ledger/` with its reason.",
+        "sides. Every dropped document is in the folder data/ledger with its reason.",
     )
-    block.figures += _mixtures(run)
-    block.figures += _scores(stage)
+    section.figures += _mixtures(run)
+    section.figures += _scores(stage)
     for table in (_domains(stage), _steps(stage), _reasons(stage), _licences(stage)):
         if table.rows:
-            block.tables.append(table)
-    block.texts += _samples(stage)
-    return block
+            section.tables.append(table)
+    section.texts += _samples(stage)
+    return section
 
 
 def _domains(stage: StageRecord) -> Table:
