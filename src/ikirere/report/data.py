@@ -72,7 +72,7 @@ def _reasons(stage: StageRecord) -> Table:
         (row["step"], row["reason"], row["action"], number(row["documents"]), size(row["bytes"]))
         for row in stage.rows("dropped.jsonl")
     ]
-    return Table(("Step", "Reason", "", "Documents", "Bytes"), rows, {3, 4}, "Dropped and changed")
+    return Table(("Step", "Reason", "Action", "Documents", "Bytes"), rows, {3, 4}, "Dropped and changed")
 
 
 def _licences(stage: StageRecord) -> Table:
