@@ -380,6 +380,8 @@ def test_a_milestone_that_says_stop_ends_the_stage_at_its_step(tmp_path: Path) -
     assert len(squares(folder)) == 8, "a stop at step 8 costs nothing more than step 8"
     shown = {stage["name"]: stage for stage in status(folder)["stages"]}
     assert (shown["square"]["state"], shown["total"]["state"]) == ("stopped", "waiting")
+    (gate,) = shown["square"]["gates"]
+    assert (gate["value"], gate["verdict"], gate["decision"]) == (8.0, "MISS", "stop")
     assert status(folder)["verdict"]["verdict"] == "DO NOT SHIP"
     assert attempt(milestone=8, stop_beyond=5.0) == 3
     assert len(squares(folder)) == 8, "the same command judges again and stops at once"

@@ -236,3 +236,10 @@ def test_a_run_without_a_finished_stage_has_nothing_to_verify(
     assert verify_and_say(tmp_path / "run", lines.append) == 1
     assert f"CHANGED {tmp_path / 'run'}: no stage has finished, there is nothing to verify" in lines
     assert any("gates checked: 1 problems" in line for line in lines)
+
+
+@pytest.mark.parametrize(("part", "value"), [("passed", True), ("decision", "go")])
+def test_what_follows_from_a_verdict_is_judged_again(tmp_path: Path, part: str, value: Any) -> None:
+    execute.run(toy_recipe(target=0.9), tmp_path, tmp_path / "run", load_toy)
+    found = rewritten(tmp_path / "run", "numbers", lambda content: content["gates"][0].update({part: value}))
+    assert len(found) == 1 and f"gate half are even: {part} is {value}, should be" in found[0]

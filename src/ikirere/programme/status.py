@@ -12,7 +12,7 @@
 | damaged | ended, but a file is gone or result.json was altered; the run command mends it from what is there |
 | not built | named by the recipe, does not exist yet |
 
-Only `done` has metrics and verdicts; the gates of all other states are NOT RUN.
+Only `done` has metrics. The gates of other states are NOT RUN, but for those that a milestone on the way had judged.
 """
 
 from __future__ import annotations
@@ -92,12 +92,32 @@ def marks(record: Record | None, module: str | None) -> list[str]:
     return found
 
 
-def _gates(folder: Path, state: str, gates: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _gates(
+    folder: Path, state: str, events: list[Event], gates: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The stage's gates, judged: by its result, or on the way by the milestones that were reached."""
     if state == "done":
         judged = result.read(folder)["gates"]
     else:
-        judged = [judge(Gate.model_validate(gate), None).to_json() for gate in gates]
+        midway = _judged_midway(events, folder.name)
+        judged = [
+            midway.get((gate["name"], gate["metric"])) or judge(Gate.model_validate(gate), None).to_json()
+            for gate in gates
+        ]
     return [{key: _gate_value(gate, key) for key in GATE_KEYS} for gate in judged]
+
+
+def _judged_midway(events: list[Event], stage: str) -> dict[tuple[str, str], dict[str, Any]]:
+    """(gate, metric) -> the gate as a milestone of what is in the stage's folder last had it judged."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for event in events:
+        if event.get("stage") != stage:
+            continue
+        if event["event"] == "stage-set-aside" or event.get("fresh"):
+            found = {}
+        elif event["event"] == "milestone-judged":
+            found |= {(gate["name"], gate["metric"]): gate for gate in event["gates"]}
+    return found
 
 
 def _gate_value(gate: Mapping[str, Any], key: str) -> Any:
@@ -137,7 +157,7 @@ def _stage(
         "stale_inputs": stale_inputs(events, record) if record and state == "stale" else [],
         "marks": marks(record, module) if state in ("done", "stale") else [],
         "continued": _continued(events, name),
-        "gates": _gates(folder, state, gates),
+        "gates": _gates(folder, state, events, gates),
     }
 
 

@@ -91,16 +91,17 @@ def _check_gates(
     folder: Path, gates: list[Gate], stored: list[dict[str, Any]], anew: list[Metric], found: Verification
 ) -> None:
     by_name = {metric.name: metric for metric in anew}
-    verdicts = {(row["name"], row["metric"]): row["verdict"] for row in stored}
+    written = {(row["name"], row["metric"]): row for row in stored}
     for gate in gates:
         found.gates += 1
-        right = judge(gate, by_name.get(gate.metric)).verdict
-        written = verdicts.pop((gate.name, gate.metric), None)
-        if written != right:
-            found.problems.append(
-                f"{folder / result.NAME}: gate {gate.name}: verdict is {written}, should be {right}"
-            )
-    for name, _ in verdicts:
+        right = judge(gate, by_name.get(gate.metric)).to_json()
+        row = written.pop((gate.name, gate.metric), {})
+        for part in ("verdict", "passed", "decision"):
+            if row.get(part, right[part] if row and part != "verdict" else None) != right[part]:
+                found.problems.append(
+                    f"{folder / result.NAME}: gate {gate.name}: {part} is {row.get(part)}, should be {right[part]}"
+                )
+    for name, _ in written:
         found.problems.append(f"{folder / result.NAME}: gate {name}: not in recipe.yaml")
 
 
