@@ -59,6 +59,7 @@ def recipe(**pretrain: Any) -> Recipe:
     tree = parse((ROOT / "recipes" / "demo.yaml").read_text(), "recipe").value
     tree["tokenizer"]["vocab_size"] = VOCAB
     tree["gates"] = {}
+    tree["stages"] = ["data", "tokenizer", "shards", "pretrain"]
     tree["model"] |= {
         "vocab_size": VOCAB, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
         "num_key_value_heads": 1, "intermediate_size": 48, "max_position_embeddings": 64, "head_dim": 16,

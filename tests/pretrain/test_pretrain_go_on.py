@@ -51,7 +51,8 @@ def phase(steps: int, **changes: Any) -> dict[str, Any]:
 
 
 def wanted(*phases: dict[str, Any], **pretrain: Any) -> Recipe:
-    return recipe(**{"phases": phases, "milestones": [], "evaluate_every": None, **pretrain})
+    named = [phase | {"name": f"phase {i}"} for i, phase in enumerate(phases)]
+    return recipe(**{"phases": named, "milestones": [], "evaluate_every": None, **pretrain})
 
 
 def run(
@@ -162,7 +163,7 @@ def test_steps_that_are_made_cannot_be_taken_back(inputs: dict[str, Path], tmp_p
 @pytest.mark.parametrize(
     ("accepted", "change"),
     [
-        (True, {"phases": [phase(10), phase(4, sequence_length=64)]}),
+        (True, {"phases": [phase(10), phase(4, name="y", sequence_length=64)]}),
         (True, {"phases": [phase(10, mixture={"code": 1.0}, attention="full", rope_theta=5e4)]}),
         (True, {"optimizer": {**FIRST.pretrain.optimizer.model_dump(), "betas": [0.8, 0.9], "eps": 1e-7}}),
         (True, {"optimizer": {**FIRST.pretrain.optimizer.model_dump(), "grad_clip": 0.1, "momentum": 0.9}}),

@@ -67,6 +67,8 @@ def recipe(**pretrain: Any) -> Recipe:
     tree = parse((ROOT / "recipes" / "smol-100m-trm.yaml").read_text(), "recipe").value
     tree["tokenizer"]["vocab_size"] = VOCAB
     tree["gates"] = {}
+    tree["serve"] = {}
+    tree["evaluate"]["compare_to"] = None
     tree["model"] |= {
         "vocab_size": VOCAB, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1,
         "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 24, "max_position_embeddings": 96,

@@ -176,15 +176,10 @@ def phase(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"milestones": [{"name": "late", "step": 99}]}, r"milestones\.0\.step 99"),
-        ({"milestones": [{"name": "a", "step": 2}, {"name": "a", "step": 3}]}, r"milestones\.1\.name 'a'"),
-        ({"phases": [phase(sequence_length=128)]}, r"phases\.0\.sequence_length 128.*64"),
         ({"phases": [phase(context_parallel=2)]}, r"phases\.0\.context_parallel 2.* accepted is 1"),
-        ({"phases": [phase(), phase(attention="window")]}, r"phases\.1\.attention 'window'"),
+        ({"phases": [phase(), phase(name="y", attention="window")]}, r"phases\.1\.attention 'window'"),
         ({"phases": [phase(mixture={"code": 0})]}, r"phases\.0\.mixture"),
         ({"precision": "fp8"}, r"pretrain\.precision: 'fp8'"),
-        ({"optimizer": {"lr": 0.1, "betas": [0.9, 1.0]}}, r"pretrain\.optimizer\.betas"),
-        ({"optimizer": {"lr": 0.1, "eps": -1.0}}, r"pretrain\.optimizer\.eps"),
     ],
 )
 def test_what_is_refused_before_any_input_exists(change: dict[str, Any], named: str) -> None:
@@ -200,8 +195,6 @@ def test_rehearsals_of_all_recipes_pass(path: Path) -> None:
 def test_a_vocabulary_too_small_is_refused(inputs: dict[str, Path], tmp_path: Path) -> None:
     small = recipe()
     small = small.model_copy(update={"model": small.model.model_copy(update={"vocab_size": 300})})
-    with pytest.raises(UserError, match=r"model\.vocab_size 300 .* 400"):
-        PretrainStage().check(small, ROOT)
     stated = small.tokenizer.model_copy(update={"vocab_size": 300})
     with pytest.raises(UserError, match=r"model\.vocab_size 300 .* 400"):
         PretrainStage().run(context(tmp_path, inputs, small.model_copy(update={"tokenizer": stated}), []))

@@ -60,13 +60,12 @@ def test_the_line_about_parameters() -> None:
     )
 
 
-def test_every_id_needs_a_row() -> None:
+def test_every_stated_id_needs_a_row() -> None:
     assert not said("vocabulary", "stated.tokenizer_vocabulary=4096")
-    (first, second) = said("vocabulary", "tokenizer.vocab_size=4097", "stated.tokenizer_vocabulary=6000")
-    assert first.keys == ("model.vocab_size", "tokenizer.vocab_size")
-    assert first.text == "the model has 4,096 rows, the tokenizer 4,097 ids: 1 ids have no row"
-    assert second.keys == ("model.vocab_size", "stated.tokenizer_vocabulary")
-    assert second.text == "the model has 4,096 rows, the tokenizer 6,000 ids: 1,904 ids have no row"
+    assert one("vocabulary", "stated.tokenizer_vocabulary=4097") == (
+        ("model.vocab_size", "stated.tokenizer_vocabulary"),
+        "the model has 4,096 rows, the tokenizer 4,097 ids: 1 ids have no row",
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,30 +188,38 @@ def test_widths_for_k_quants_are_multiples_of_256() -> None:
     assert [(f.keys[0], f.text.split(":")[0]) for f in wide] == [("model.hidden_size", "260 = 1.02 x 256")]
 
 
-@pytest.mark.parametrize(
-    "key",
-    ["pretrain.phases.0.sequence_length", "pretrain.phases.1.sequence_length", "sft.sequence_length",
-     "dpo.sequence_length", "serve.max_model_len"],
-)  # fmt: skip
-def test_sequences_are_as_long_as_the_model_has_positions(key: str) -> None:
-    assert not said("sequence_lengths", f"{key}=1024")
-    assert one("sequence_lengths", f"{key}=1025") == (
-        (key, "model.max_position_embeddings"), "1,025 tokens, the model has 1,024 positions",
-    )  # fmt: skip
-
-
-def test_a_recipe_without_alignment_has_no_lengths_of_it() -> None:
+def test_a_recipe_without_alignment_is_asked_nothing_about_it() -> None:
     recipe = facts().recipe.model_copy(update={"sft": None, "dpo": None})
-    for rule in ("sequence_lengths", "precision", "mixtures"):
+    for rule in ("precision", "mixtures"):
         assert not said(rule, recipe=recipe)
 
 
-def test_milestones_are_reached() -> None:
-    assert not said("milestones", "pretrain.milestones=[{name: end, step: 140}]")
-    late = "pretrain.milestones=[{name: end, step: 140}, {name: late, step: 1141}]"
-    assert one("milestones", late) == (
-        ("pretrain.milestones.1.step", "pretrain.phases"), "step 1,141 of 140 is never reached",
-    )  # fmt: skip
+def test_a_token_takes_what_it_reads() -> None:
+    """1,000 bytes of weights and, of 4 requests, 5 layers' keys and values of 2 heads of 64 at 10 tokens in 16 bits."""
+    states = 4 * 5 * 10 * 2 * 2 * 64 * 2
+    known: dict[str, Any] = {
+        "counts": replace(count(load_recipe(SMALL).model), total=500),
+        "device": replace(CARD, bandwidth=2.0 * (states + 1000)),
+    }
+    served = "serve.max_model_len=10"
+    assert facts(served, **known).decode.seconds == 0.5
+    assert not said("latency", served, **known), "nothing wanted"
+    assert not said("latency", served, "serve.latency_p95_ms=500", **known)
+    assert one("latency", served, "serve.latency_p95_ms=499", **known) == (
+        ("serve.latency_p95_ms", "hardware.device"),
+        "a token reads weights 1e-06 + states 0.000102 GB at 1 x 0.000207 GB/s: at least 500 ms, wanted 499 ms",
+    )
+    assert not said("latency", served, "serve.latency_p95_ms=250", "hardware.count=2", **known)
+
+
+def test_settings_of_built_stages_are_read_elsewhere() -> None:
+    settings = "planned={evaluate: {a: 1}, report: {b: 2}}"
+    assert not said("planned", settings)
+    assert not said("planned", settings, built=frozenset({"data"}))
+    assert one("planned", settings, built=frozenset({"data", "report"})) == (
+        ("planned.report", "stages"),
+        "the stage is built and reads its settings elsewhere; nothing reads these",
+    )
 
 
 def test_batches_are_shared_by_groups_of_devices() -> None:

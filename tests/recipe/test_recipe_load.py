@@ -94,6 +94,8 @@ def test_overrides_set_scalars_lists_and_new_keys() -> None:
         ("pretrain.optimizer.lr=-1", "pretrain.optimizer.lr", "a number > 0"),
         ("pretrain.optimizer.lr=.inf", "pretrain.optimizer.lr", "a number > 0"),
         ("pretrain.optimizer.betas=[0.9]", "pretrain.optimizer.betas.1", "missing"),
+        ("pretrain.optimizer.betas=[0.9, 1]", "pretrain.optimizer.betas.1", ">= 0 and < 1"),
+        ("dpo.optimizer.eps=-1", "dpo.optimizer.eps", "a number >= 0"),
         ("pretrain.precision=bf17", "pretrain.precision", "one of auto, fp32, bf16, fp16, fp8"),
         ("data.heldout=2", "data.heldout", ">= 0 and <= 1"),
         ("pretrain=null", "pretrain", "a mapping"),
@@ -105,11 +107,27 @@ def test_overrides_set_scalars_lists_and_new_keys() -> None:
         ("model.layer_pattern=kdb*3 full", "model", "'kdb' is no mixer of family decoder; accepted are full"),
         ("model.layer_pattern=full*x", "model", "is not NAME or NAME*COUNT"),
         ("model.mixers={kda: {head_dm: 3}}", "model", "mixers.kda.head_dm"),
-        ("stages=[data, data]", "stages", "each stage once"),
+        ("stages=[data, data, evaluate]", "stages", "each stage once"),
         ("gates.nowhere=[]", "gates.nowhere", "no such stage"),
         ("planned.nowhere={}", "planned.nowhere", "no such stage"),
         ("dpo=null", "dpo", "the stage is listed"),
         ("pretrain.phases.0.mixture={poems: 1}", "pretrain.phases.0.mixture", "no source gives the domain poems"),
+        ("pretrain.phases.0.attention=kdb", "pretrain.phases.0.attention", "'kdb' is no mixer"),
+        ("pretrain.phases.0.sequence_length=1025", "pretrain.phases.0.sequence_length", "beyond the 1,024 of model"),
+        ("sft.sequence_length=1025", "sft.sequence_length", "beyond the 1,024 of model.max_position_embeddings"),
+        ("dpo.sequence_length=1025", "dpo.sequence_length", "beyond the 1,024 of model.max_position_embeddings"),
+        ("serve.max_model_len=1025", "serve.max_model_len", "beyond the 1,024 of model.max_position_embeddings"),
+        ("tokenizer.vocab_size=4097", "model.vocab_size", "4,096 rows are fewer than the 4,097 ids"),
+        ("pretrain.milestones=[{name: a, step: 401}]", "pretrain.milestones.0.step", "after the last of 400 steps"),
+        ("pretrain.milestones=[{name: a/b, step: 4}]", "pretrain.milestones.0.name", "matching"),
+        ("pretrain.milestones=[{name: a, step: 1}, {name: a, step: 2}]", "pretrain.milestones.1.name", "its own"),
+        ("pretrain.milestones=[{name: a, step: 4, compare_to: b}]", "milestones.0.compare_to", "there is none"),
+        ("pretrain.milestones=[{name: a, step: 2, compare_to: a}]", "milestones.0.compare_to", "there is none"),
+        (
+            "pretrain.milestones=[{name: a, step: 2}, {name: b, step: 4, compare_to: c}]",
+            "milestones.1.compare_to",
+            "no milestone 'c' before step 4; earlier ones are a",
+        ),
         ("pretrain.phases.7.steps=1", "pretrain.phases", "index from 0 to 0"),
         ("name.first=x", "name", "it has no keys below it"),
         ("steps", "steps", "key.path=value"),
@@ -135,6 +153,31 @@ def test_several_mistakes_are_several_lines_with_their_places(tmp_path: Path) ->
     assert any("model.hidden_size: missing" in line for line in lines)
     assert any(line.startswith("override 'seed=x': seed: got 'x'") for line in lines)
     assert any(line.startswith("override 'dpo.beta=0': dpo.beta: got 0") for line in lines)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"{key}=1024" for key in ("pretrain.phases.0.sequence_length", "sft.sequence_length",
+          "dpo.sequence_length", "serve.max_model_len")),
+        "model.vocab_size=4096",
+        "pretrain.milestones=[{name: b, step: 400, compare_to: a}, {name: a, step: 399}]",
+        "pretrain.optimizer.betas=[0, 0.999]",
+    ],
+)  # fmt: skip
+def test_what_just_fits_is_accepted(override: str) -> None:
+    load_recipe(SMALL, [override])
+
+
+def test_keys_that_do_not_fit_together_are_named_with_their_lines() -> None:
+    lines = refused("model.max_position_embeddings=200", "stages=[data, sft, dpo]")
+    number = SMALL.read_text(encoding="utf-8").splitlines().index("  evaluate:") + 1
+    assert lines[0].startswith(f"{SMALL}:{number}: gates.evaluate: no such stage")
+    assert [line.split(": ")[1] for line in lines[1:]] == [
+        "pretrain.phases.0.sequence_length",
+        "sft.sequence_length",
+        "dpo.sequence_length",
+    ]
 
 
 @pytest.mark.parametrize(

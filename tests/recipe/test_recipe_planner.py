@@ -250,7 +250,8 @@ def test_grids_need_no_gpt2_vocabulary() -> None:
     ("rule", "overrides", "says"),
     [
         ("parameters", ["stated.parameters=4.4e6"], "= 4.984M parameters, stated 4.4M (+13%)"),
-        ("vocabulary", ["tokenizer.vocab_size=5000"], "4,096 rows, the tokenizer 5,000 ids: 904 ids"),
+        ("vocabulary", ["stated.tokenizer_vocabulary=5000"], "4,096 rows, the tokenizer 5,000 ids: 904 ids"),
+        ("latency", ["serve.latency_p95_ms=1"], "weights 0.00997 + states 0.0105 GB at 1 x 10 GB/s: at least 2.05 ms"),
         ("tokens", ["stated.tokens=2e6"], "400 x 16 x 256 = 1.638M tokens, stated 2M (0.82 of it)"),
         ("checkpoints", ["stated.checkpoints={step_100: 1e6}"], "100 of 400 steps see 409.6k tokens"),
         ("checkpoints", ["stated.checkpoints={step_900: 1.6384e6}"], "900 of 400 steps"),
@@ -265,9 +266,6 @@ def test_grids_need_no_gpt2_vocabulary() -> None:
         ("days", ["stated.days=3"], "stated 3"),
         ("gguf_widths", ["serve.export=[gguf-q4_k_m]", "model.intermediate_size=700"], "700 = 2.73 x 256"),
         ("gguf_widths", ["serve.export=[gguf-q8_0]", "model.head_dim=32"], "128 (4 x 32) = 0.5 x 256"),
-        ("sequence_lengths", ["model.max_position_embeddings=200"], "256 tokens, the model has 200 positions"),
-        ("sequence_lengths", ["serve.max_model_len=2000"], "2,000 tokens, the model has 1,024 positions"),
-        ("milestones", ["pretrain.milestones=[{name: late, step: 401}]"], "step 401 of 400 is never reached"),
         ("batches", ["hardware.count=3"], "16 sequences over 3 groups of devices = 5.33 each"),
         ("batches", ["hardware.count=3", "pretrain.phases.0.context_parallel=2"], "groups of 2"),
         ("fits", ["hardware.device=t4", "hardware.precision=fp16", "model.intermediate_size=4000000"], "t4 has 16 GB"),
@@ -287,15 +285,34 @@ def test_each_rule_finds_its_contradiction(rule: str, overrides: list[str], says
         assert rule not in bad
 
 
-def test_heads_that_do_not_divide_are_found_in_recipes_made_without_reading() -> None:
-    """Reading refuses them already; copies made in Python are not checked."""
-    recipe = load_recipe(SMALL)
-    model = recipe.model.model_copy(
-        update={"num_attention_heads": 3, "num_key_value_heads": 2, "head_dim": None}
-    )
-    bad = plan(recipe.model_copy(update={"model": model})).contradictions
-    texts = [f.text for f in bad if f.rule == "heads"]
-    assert texts == ["3 = 1 x 2 + 1: groups are unequal", "256 / 3 = 85.33 is no whole head"]
+def test_settings_of_stages_that_are_not_built_are_shown() -> None:
+    recipe = load_recipe(RECIPES / "nanollama-1b.yaml")
+    text = " ".join(render(plan(recipe)).split())
+    assert "planned, not built probes: needle={length: 16384, tests: 100}" in text
+    assert "stated, not checked about 12,000 steps a day are expected" in text
+    built = frozenset({"data", "pretrain", "quantise"})
+    made = plan(recipe, built=built)
+    assert list(made.planned) == [name for name in recipe.stages if name not in built]
+    assert made.to_json()["planned_not_built"]["probes"] == recipe.planned["probes"]
+    assert made.planned["sft"] == {}  # not built and without settings: named all the same
+    assert [f.keys[0] for f in made.contradictions if f.rule == "planned"] == ["planned.quantise"]
+
+
+def test_the_least_time_of_a_token_is_what_it_reads_over_the_bandwidth() -> None:
+    made = planned(SMALL, "serve.latency_p95_ms=4")
+    weights, states = 2 * made.counts.total, 4 * made.cache.per_sequence
+    assert made.decode.seconds == pytest.approx((weights + states) / 10e9)
+    assert "wanted p95 4 ms" in render(made)
+    assert made.to_json()["decode"]["latency_p95_ms"] == 4
+    two = planned(SMALL, "hardware.count=2").decode
+    assert two.seconds == made.decode.seconds / 2
+
+
+def test_hybrid_attention_reads_its_window_and_blocks_only() -> None:
+    made = planned(RECIPES / "irm-2b.yaml")
+    width = 2 * 4 * 128 * 4 / 8  # keys and values of 4 heads in 4 bits
+    read = width * (8192 + 16 * 1024 + 204_800 / 1024) + 4 * 1024 * 4
+    assert made.decode.states == pytest.approx(8 * 28 * read)
 
 
 def test_small_differences_are_no_contradictions() -> None:

@@ -39,11 +39,11 @@ class EvaluateStage(Stage):
     questions with and without the tool), bits.jsonl, samples.json (some of each kind, to show).
     Metrics: right_tool/<kind>, right_arguments/<kind>, answer/<kind>, no_tool_when_not_needed,
     answer_without_tool/calculator, tool_gain (paired difference), tool_calls and seconds_per_question (means),
-    bits_per_byte/<domain>, perplexity (per token, all domains), perplexity_ratio/<domain> (over that of pretrain's first
-    milestone, on the same documents; language.jsonl). A kind whose questions expect no call has no right_arguments.
+    bits_per_byte/<domain>, perplexity (per token, all domains), perplexity_ratio/<domain> (over that of pretrain's
+    milestone `evaluate.compare_to`, on the same documents; language.jsonl). A kind whose questions expect no call has no right_arguments.
 
     A recursive model writes no text: pretrain's is measured on the blanks of held-out rows (blanks.jsonl; perplexity,
-    perplexity/<domain>, exact/<domain>) and beside the first milestone (language.jsonl; perplexity_ratio/<domain>, over
+    perplexity/<domain>, exact/<domain>) and beside that milestone (language.jsonl; perplexity_ratio/<domain>, over
     that milestone's, on the same rows).
     """
 
@@ -59,11 +59,6 @@ class EvaluateStage(Stage):
         }
 
     def run(self, context: StageContext) -> StageResult:
-        if context.recipe.evaluate.benchmarks:
-            context.say(
-                f"evaluate.benchmarks: {len(context.recipe.evaluate.benchmarks)} are specified, none is built yet: "
-                "not measured"
-            )
         if context.recipe.model.family == "recursive":
             return _recursive(context)
         folder = _model_folder(context)
@@ -217,7 +212,7 @@ def _over_kinds(
 
 
 def _recursive(context: StageContext) -> StageResult:
-    """Blanks of held-out rows after all supervision steps, and the change since the first milestone."""
+    """Blanks of held-out rows after all supervision steps, and the change since a milestone."""
     recipe = context.recipe
     if "pretrain" not in context.inputs or "shards" not in context.inputs:
         raise UserError(
@@ -250,11 +245,11 @@ def _recursive(context: StageContext) -> StageResult:
                 f"exact/{domain}", "proportion", BLANKS, "exact", where=where, confidence=confidence
             ),
         ]
-    _since_first_milestone(context, family, model, heldout, rows, result)
+    _since_milestone(context, family, model, heldout, rows, result)
     return result
 
 
-def _since_first_milestone(
+def _since_milestone(
     context: StageContext,
     family: Family,
     model: Any,
@@ -262,11 +257,12 @@ def _since_first_milestone(
     rows: Sequence[dict[str, Any]],
     result: StageResult,
 ) -> None:
-    """perplexity_ratio/<domain>: over that of pretrain's first milestone, on the same documents at its length."""
+    """perplexity_ratio/<domain>: over that of a milestone of pretraining, on the same documents at its length."""
     milestones = context.recipe.pretrain.milestones
     if not milestones or "pretrain" not in context.inputs:
         return
-    path = context.inputs["pretrain"] / "milestones" / f"{milestones[0].name}.jsonl"
+    chosen = context.recipe.evaluate.compare_to or milestones[0].name
+    path = context.inputs["pretrain"] / "milestones" / f"{chosen}.jsonl"
     before = read_rows(path) if path.exists() else []
     length = before[0].get("sequence_length", _window(context.recipe)) if before else 0
     if before and length != _window(context.recipe):
@@ -309,4 +305,4 @@ def _bits(context: StageContext, model: Decoder, tokenizer: Tokenizer, result: S
                 f"bits_per_byte/{domain}", "ratio", BITS, "bits", "bytes", where={"domain": domain}
             )
         )
-    _since_first_milestone(context, family, model, heldout, rows, result)
+    _since_milestone(context, family, model, heldout, rows, result)

@@ -12,7 +12,6 @@ from ikirere.common.files import file_sha256, json_sha256
 from ikirere.errors import UserError
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft
-from ikirere.train.optimiser import check_optimizer
 from ikirere.train.parallel import world_of
 from ikirere.train.precision import check_precision
 
@@ -20,15 +19,8 @@ FIRST_ROWS = 100  # of each file: the others are checked when they are encoded
 
 
 def check_training(recipe: Recipe, name: str, section: Sft | Dpo) -> None:
-    """Raises UserError naming the key for lengths, formats, optimisers and batches that cannot be trained."""
-    longest = recipe.model.max_position_embeddings
-    if section.sequence_length > longest:
-        raise UserError(
-            f"{name}.sequence_length {section.sequence_length} is beyond model.max_position_embeddings {longest}; "
-            "shorten the one or raise the other"
-        )
+    """Raises UserError naming the key for formats and batches that cannot be trained."""
     check_precision(section.precision, f"{name}.precision")
-    check_optimizer(section.optimizer, f"{name}.optimizer")
     check_batch(name, section.batch_size, world_of(section.parallel).size)
 
 

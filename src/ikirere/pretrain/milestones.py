@@ -50,7 +50,7 @@ class Milestones:
 
     def compared_to(self, milestone: Milestone) -> Milestone | None:
         """The measured milestone that it stands beside: the one it names, else the one before it."""
-        named = getattr(milestone, "compare_to", None)
+        named = milestone.compare_to
         before = self.all[: self.all.index(milestone)]
         found = [other for other in before if named in (None, other.name)]
         return found[-1] if found and self.rows(found[-1]) else None

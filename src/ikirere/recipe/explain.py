@@ -9,6 +9,7 @@ from typing import Any
 from pydantic_core import ErrorDetails
 
 from ikirere.recipe.renamed import old_key
+from ikirere.recipe.section import KeyErrors
 from ikirere.recipe.yamlio import KeyPath
 
 Schema = Mapping[str, Any]
@@ -30,8 +31,15 @@ class Explainer:
         self._root = schema
         self._more_root_keys = more_root_keys
 
-    def explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
-        """(the key's path, what is wrong with it in one line)."""
+    def explain(self, error: ErrorDetails) -> list[tuple[KeyPath, str]]:
+        """(the key's path, what is wrong with it in one line) of each key that the error is about."""
+        cause = error.get("ctx", {}).get("error")
+        if isinstance(cause, KeyErrors):
+            path, _ = self._walk(error["loc"])
+            return [((*path, *_parts(key)), text) for key, text in cause.found.items()]
+        return [self._explain(error)]
+
+    def _explain(self, error: ErrorDetails) -> tuple[KeyPath, str]:
         path, schema = self._walk(error["loc"])
         kind = error["type"]
         if kind == "extra_forbidden":
@@ -121,6 +129,10 @@ class Explainer:
                 default: Schema = more if isinstance(more, Mapping) else {}
                 schema = flat.get("properties", {}).get(part, default)
         return tuple(path), schema
+
+
+def _parts(key: str) -> list[str | int]:
+    return [int(part) if part.isdecimal() else part for part in key.split(".")]
 
 
 def _closest(word: str, known: list[str]) -> str:

@@ -150,7 +150,9 @@ def _check(draft: _Draft, where: str) -> Recipe:
     try:
         return Recipe.model_validate_json(text, strict=True)
     except ValidationError as error:
-        explained = [_explainer().explain(detail) for detail in error.errors(include_url=False)]
+        explained = [
+            one for detail in error.errors(include_url=False) for one in _explainer().explain(detail)
+        ]
     lines = []
     for path, message in dict.fromkeys(explained):
         if any(len(other) > len(path) > 0 and other[: len(path)] == path for other, _ in explained):

@@ -15,6 +15,7 @@ RENAMED: dict[tuple[str, str], str] = {
 }
 # (name of the holding section, old key) -> what holds without it
 REMOVED: dict[tuple[str, str], str] = {
+    ("evaluate", "benchmarks"): "no built stage measures benchmarks; describe them under planned.benchmarks",
     ("hybrid", "global_tokens"): "each block always has a learned summary (learned_summaries)",
     ("hybrid", "streaming_links"): "context parallelism always passes blocks around a ring",
 }

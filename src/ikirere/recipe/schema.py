@@ -6,12 +6,15 @@ with the key's path; doubtful ones are the planner's business.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from ikirere.recipe import ffns as _ffns
 from ikirere.recipe import mixers as _mixers
+from ikirere.recipe.section import KeyErrors
 from ikirere.recipe.sections import (
     Data,
     Dpo,
@@ -135,27 +138,86 @@ class Recipe(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Recipe:
+        found = dict(chain(self._stages(), self._phases(), self._milestones(), self._sizes()))
+        if found:
+            raise KeyErrors(found)
+        return self
+
+    def _stages(self) -> Iterator[tuple[str, str]]:
         if len(set(self.stages)) != len(self.stages):
-            raise ValueError(f"stages: each stage once, got {', '.join(self.stages)}")
-        for stage in self.gates:
-            if stage not in self.stages:
-                raise ValueError(f"gates.{stage}: no such stage; stages are {', '.join(self.stages)}")
-        for stage in self.planned:
-            if stage not in self.stages:
-                raise ValueError(f"planned.{stage}: no such stage; stages are {', '.join(self.stages)}")
+            yield "stages", f"each stage once, got {', '.join(self.stages)}"
+        for key in ("gates", "planned"):
+            for stage in getattr(self, key):
+                if stage not in self.stages:
+                    yield f"{key}.{stage}", f"no such stage; stages are {', '.join(self.stages)}"
         for section in ("sft", "dpo"):
             if section in self.stages and getattr(self, section) is None:
-                raise ValueError(f"{section}: the stage is listed, so this section is needed")
+                yield section, "the stage is listed, so this section is needed"
+
+    def _phases(self) -> Iterator[tuple[str, str]]:
         domains = self.data.domains
         for i, phase in enumerate(self.pretrain.phases):
+            key = f"pretrain.phases.{i}"
+            if phase.name in [other.name for other in self.pretrain.phases[:i]]:
+                yield f"{key}.name", f"{phase.name} is the name of an earlier phase; give each its own"
             if phase.attention is not None:
                 try:
                     _mixers.period(phase.attention, self.model.family)
                 except ValueError as error:
-                    raise ValueError(f"pretrain.phases.{i}.attention: {error}") from None
+                    yield f"{key}.attention", str(error)
             if missing := sorted(set(phase.mixture) - domains):
-                raise ValueError(
-                    f"pretrain.phases.{i}.mixture: no source gives the domain {', '.join(missing)}; "
-                    f"domains are {', '.join(sorted(domains))}"
+                yield (
+                    f"{key}.mixture",
+                    f"no source gives the domain {', '.join(missing)}; domains are {', '.join(sorted(domains))}",
                 )
-        return self
+
+    def _milestones(self) -> Iterator[tuple[str, str]]:
+        steps: dict[str, int] = {}
+        for i, milestone in enumerate(self.pretrain.milestones):
+            key = f"pretrain.milestones.{i}"
+            if milestone.name in steps:
+                yield (
+                    f"{key}.name",
+                    f"{milestone.name} is the name of an earlier milestone; give each its own",
+                )
+            if milestone.step > self.pretrain.steps:
+                yield (
+                    f"{key}.step",
+                    f"step {milestone.step:,} is after the last of {self.pretrain.steps:,} steps",
+                )
+            steps[milestone.name] = milestone.step
+        for i, milestone in enumerate(self.pretrain.milestones):
+            before = [name for name, step in steps.items() if step < milestone.step]
+            if milestone.compare_to is not None and milestone.compare_to not in before:
+                names = f"earlier ones are {', '.join(before)}" if before else "there is none"
+                yield (
+                    f"pretrain.milestones.{i}.compare_to",
+                    f"no milestone {milestone.compare_to!r} before step {milestone.step:,}; {names}",
+                )
+        if (chosen := self.evaluate.compare_to) is not None and chosen not in steps:
+            names = f"milestones are {', '.join(steps)}" if steps else "there is none"
+            yield "evaluate.compare_to", f"no milestone {chosen!r}; {names}"
+
+    def _sizes(self) -> Iterator[tuple[str, str]]:
+        positions = self.model.max_position_embeddings
+        lengths: dict[str, int | None] = {
+            f"pretrain.phases.{i}.sequence_length": phase.sequence_length
+            for i, phase in enumerate(self.pretrain.phases)
+        }
+        for name, section in (("sft", self.sft), ("dpo", self.dpo)):
+            if section is not None and name in self.stages:
+                lengths[f"{name}.sequence_length"] = section.sequence_length
+        lengths["serve.max_model_len"] = self.serve.max_model_len
+        for key, length in lengths.items():
+            if length is not None and length > positions:
+                yield (
+                    key,
+                    f"{length:,} tokens are beyond the {positions:,} of model.max_position_embeddings; "
+                    "shorten the one or raise the other",
+                )
+        ids, rows = self.tokenizer.vocab_size, self.model.vocab_size
+        if ids > rows:
+            yield (
+                "model.vocab_size",
+                f"{rows:,} rows are fewer than the {ids:,} ids of tokenizer.vocab_size; make it at least as large",
+            )

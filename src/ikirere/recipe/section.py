@@ -17,6 +17,14 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Weights = dict[str, Annotated[float, Field(ge=0.0)]]
 
 
+class KeyErrors(ValueError):
+    """Keys of one section that do not fit together: dotted path below the section -> what is wrong, what is accepted."""
+
+    def __init__(self, found: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{key}: {text}" for key, text in found.items()))
+        self.found = dict(found)
+
+
 class Section(BaseModel):
     """A mapping in which unknown keys are errors and values cannot be changed after reading."""
 

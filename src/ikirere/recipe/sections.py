@@ -6,7 +6,7 @@ bytes as the key's name or its description says.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -53,6 +53,9 @@ class Tokenizer(Section):
 # ---------------------------------------------------------------- training
 
 
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
 class Optimizer(Section):
     name: Literal["adamw", "muon"] = "adamw"
     lr: Annotated[float, Field(gt=0)] = Field(
@@ -61,8 +64,8 @@ class Optimizer(Section):
     muon_lr: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="peak rate of Muon on 2-D hidden weights"
     )
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    eps: Annotated[float, Field(ge=0)] = 1e-8
     weight_decay: Annotated[float, Field(ge=0)] = 0.1
     momentum: Fraction = 0.95
     grad_clip: Annotated[float, Field(ge=0)] = Field(
@@ -110,8 +113,12 @@ class Phase(Section):
 class Milestone(Section):
     """An evaluation in the middle of pretraining. Its metrics are named `<metric>@<name>`."""
 
-    name: str
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     step: Positive
+    compare_to: str | None = Field(
+        default=None,
+        description="earlier milestone of which bits_per_byte_ratio@<name> is the ratio; default: the one before",
+    )
 
 
 class Training(Section):
@@ -205,8 +212,9 @@ class Evaluate(Section):
     temperature: Annotated[float, Field(ge=0)] = 0.0
     max_new_tokens: Positive = 128
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    benchmarks: tuple[dict[str, Any], ...] = Field(
-        default=(), description="specified benchmarks with shots and splits"
+    compare_to: str | None = Field(
+        default=None,
+        description="milestone of pretraining that perplexity_ratio/<domain> is over; default: the first",
     )
 
 
@@ -218,7 +226,11 @@ class Serve(Section):
     )
     max_num_seqs: Positive = Field(default=4, description="requests decoded together")
     kv_cache_bits: Literal[4, 8, 16, 32] = 16
-    latency_p95_ms: Annotated[float, Field(gt=0)] | None = None
+    latency_p95_ms: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="wanted time per token of 95 in 100, max_num_seqs requests of max_model_len at once; "
+        "the planner compares it with what the memory's bandwidth allows",
+    )
     export: tuple[Literal["safetensors", "gguf-q8_0", "gguf-q4_k_m", "tensorrt-llm"], ...] = ("safetensors",)
 
 
@@ -284,4 +296,4 @@ class Stated(Section):
     phase_steps_per_second: dict[str, float] = Field(default={}, description="by name of the phase")
     days: float | None = None
     checkpoints: dict[str, float] = Field(default={}, description="stated tokens seen after `step_<n>`")
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = Field(default=(), description="claims that no key holds; `plan` prints them")

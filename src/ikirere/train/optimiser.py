@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ikirere.errors import UserError
 from ikirere.recipe.sections import Optimizer as OptimizerConfig
 from ikirere.train.orthogonal import Muon, is_sharded
 
@@ -101,14 +100,6 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
     if groups:
         parts.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True))
     return Optimizers(model, parts, config.grad_clip)
-
-
-def check_optimizer(config: OptimizerConfig, key: str) -> None:
-    """Raises UserError, naming the setting below `key`, for numbers that AdamW cannot run with."""
-    if not all(0 <= beta < 1 for beta in config.betas):
-        raise UserError(f"{key}.betas {list(config.betas)}: each must be at least 0 and below 1")
-    if config.eps < 0:
-        raise UserError(f"{key}.eps {config.eps:g}: accepted are 0 and above")
 
 
 def sort_weights(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter], list[nn.Parameter]]:

@@ -172,6 +172,11 @@ class Hybrid(AttentionSection):
         logits = model.num_key_value_heads * min(self.block_size, context) * STATE_BYTES
         return super().state_bytes(model, held, bits) + logits
 
+    def read_bytes(self, model: ModelShape, context: int, bits: int) -> float:
+        """Of keys and values those of the window, of the summaries and of the chosen blocks."""
+        unread = max(0, context - self.window - self.top_k * self.block_size)
+        return self.state_bytes(model, context, bits) - super().state_bytes(model, unread, bits)
+
     def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         lengths = small.lengths(self, "window", "block_size", "original_max_position_embeddings")
         return self.model_copy(update=lengths)

@@ -40,6 +40,10 @@ class MixerSection(Section):
     def state_bytes(self, model: ModelShape, context: int, bits: int) -> float:
         """Bytes of the decode state of one sequence after `context` tokens, keys and values in `bits` per element."""
 
+    def read_bytes(self, model: ModelShape, context: int, bits: int) -> float:
+        """Bytes of that state that decoding one more token reads: all of it where nothing is chosen."""
+        return self.state_bytes(model, context, bits)
+
     def shrunk(self, model: ModelShape, small: SmallShape) -> Self:
         """The settings in a rehearsal, where `model` has the shape `small`."""
         return self

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ikirere.recipe.planner.counts import Counts
+from ikirere.recipe.planner.decode import Decode, decode_floor
 from ikirere.recipe.planner.hardware import Device
 from ikirere.recipe.planner.memory import Cache, Memory
 from ikirere.recipe.schema import Recipe
@@ -29,7 +30,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Facts:
-    """The recipe and what was counted of it."""
+    """The recipe and what was counted of it. built: names of the stages that are built, None where nobody knows."""
 
     recipe: Recipe
     counts: Counts
@@ -37,6 +38,11 @@ class Facts:
     memory: tuple[Memory, ...]
     cache: Cache
     seconds: dict[str, float]
+    built: frozenset[str] | None = None
+
+    @property
+    def decode(self) -> Decode:
+        return decode_floor(self.recipe, self.counts, self.device)
 
 
 Rule = Callable[[Facts], Iterator[Finding]]

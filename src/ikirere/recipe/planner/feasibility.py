@@ -1,4 +1,7 @@
-"""Rules about what the recipe asks for: shapes, lengths, memory, precision, gates, mixtures, leaks."""
+"""Rules about what the recipe asks for: batches, memory, latency, precision, gates, mixtures, leaks.
+
+Shapes and lengths that cannot be are refused by the schema already.
+"""
 
 from __future__ import annotations
 
@@ -10,25 +13,6 @@ from ikirere.recipe.planner.name_overlap import find_leaks
 from ikirere.recipe.sections import Training
 
 GGUF_WIDTH = 256  # k-quants work on blocks of 256 weights of a row
-
-
-@rule
-def heads(f: Facts) -> Iterator[Finding]:
-    m = f.recipe.model
-    if m.num_attention_heads % m.num_key_value_heads:
-        yield Finding(
-            "heads",
-            ("model.num_attention_heads", "model.num_key_value_heads"),
-            f"{m.num_attention_heads} = {m.num_attention_heads // m.num_key_value_heads} x "
-            f"{m.num_key_value_heads} + {m.num_attention_heads % m.num_key_value_heads}: groups are unequal",
-        )
-    if m.head_dim is None and m.hidden_size % m.num_attention_heads:
-        yield Finding(
-            "heads",
-            ("model.hidden_size", "model.num_attention_heads"),
-            f"{m.hidden_size} / {m.num_attention_heads} = {m.hidden_size / m.num_attention_heads:.4g} is no "
-            "whole head",
-        )
 
 
 @rule
@@ -60,36 +44,6 @@ def leaks(f: Facts) -> Iterator[Finding]:
             f"training source {leak.source_name!r} and evaluation set {leak.evaluation!r}: {leak.why}",
             "contradiction" if leak.certain else "note",
         )
-
-
-@rule
-def sequence_lengths(f: Facts) -> Iterator[Finding]:
-    r, limit = f.recipe, f.recipe.model.max_position_embeddings
-    lengths = {
-        f"pretrain.phases.{i}.sequence_length": p.sequence_length for i, p in enumerate(r.pretrain.phases)
-    }
-    lengths |= {"sft.sequence_length": r.sft.sequence_length} if r.sft else {}
-    lengths |= {"dpo.sequence_length": r.dpo.sequence_length} if r.dpo else {}
-    lengths |= {"serve.max_model_len": r.serve.max_model_len} if r.serve.max_model_len else {}
-    for key, length in lengths.items():
-        if length > limit:
-            yield Finding(
-                "sequence_lengths",
-                (key, "model.max_position_embeddings"),
-                f"{length:,} tokens, the model has {limit:,} positions",
-            )
-
-
-@rule
-def milestones(f: Facts) -> Iterator[Finding]:
-    total = f.recipe.pretrain.steps
-    for i, milestone in enumerate(f.recipe.pretrain.milestones):
-        if milestone.step > total:
-            yield Finding(
-                "milestones",
-                (f"pretrain.milestones.{i}.step", "pretrain.phases"),
-                f"step {milestone.step:,} of {total:,} is never reached",
-            )
 
 
 @rule
@@ -126,15 +80,38 @@ def fits(f: Facts) -> Iterator[Finding]:
             f"{gb(worst.process)} = {gb(worst.total)} GB, {f.device.name} has "
             f"{gb(f.device.memory)} GB",
         )
-    served = f.counts.total * constants.HALF + f.cache.total
+    served = f.decode.weights + f.cache.total
     if served > room * f.recipe.hardware.count:
         yield Finding(
             "fits",
             ("serve.max_num_seqs", "hardware.device"),
-            f"weights {gb(f.counts.total * constants.HALF)} + {f.cache.max_num_seqs} caches of "
+            f"weights {gb(f.decode.weights)} + {f.cache.max_num_seqs} caches of "
             f"{gb(f.cache.per_sequence)} = {gb(served)} GB, {f.recipe.hardware.count} x {f.device.name} have "
             f"{gb(f.device.memory * f.recipe.hardware.count)} GB",
         )
+
+
+@rule
+def latency(f: Facts) -> Iterator[Finding]:
+    wanted, least = f.recipe.serve.latency_p95_ms, f.decode.seconds * 1e3
+    if wanted is not None and least > wanted:
+        yield Finding(
+            "latency",
+            ("serve.latency_p95_ms", "hardware.device"),
+            f"a token reads weights {gb(f.decode.weights)} + states {gb(f.decode.states)} GB at "
+            f"{f.recipe.hardware.count} x {gb(f.device.bandwidth)} GB/s: at least {least:.3g} ms, wanted {wanted:g} ms",
+        )
+
+
+@rule
+def planned(f: Facts) -> Iterator[Finding]:
+    for stage in f.recipe.planned:
+        if f.built is not None and stage in f.built:
+            yield Finding(
+                "planned",
+                (f"planned.{stage}", "stages"),
+                "the stage is built and reads its settings elsewhere; nothing reads these",
+            )
 
 
 @rule

@@ -10,6 +10,7 @@ from typing import Any
 from ikirere.recipe.planner import feasibility, flops, stated_checks  # noqa: F401
 from ikirere.recipe.planner.contradictions import RULES, Facts, Finding
 from ikirere.recipe.planner.counts import Counts, count
+from ikirere.recipe.planner.decode import Decode
 from ikirere.recipe.planner.hardware import Device, find_device
 from ikirere.recipe.planner.memory import Cache, Memory, cache_memory, training_memory, working_precision
 from ikirere.recipe.schema import Recipe
@@ -51,6 +52,9 @@ class Plan:
     cache: Cache
     findings: tuple[Finding, ...]
     stage_names: tuple[str, ...]
+    decode: Decode
+    latency_p95_ms: float | None  # wanted
+    stated_notes: tuple[str, ...]
     planned: dict[str, dict[str, Any]]  # settings of stages that are not built
 
     @property
@@ -105,6 +109,9 @@ class Plan:
             "memory": [{**asdict(m), "total": m.total} for m in self.memory],
             "peak_memory": {"where": self.peak_memory.where, "total": self.peak_memory.total},
             "kv_cache": {**asdict(self.cache), "total": self.cache.total},
+            "decode": {**asdict(self.decode), "latency_p95_ms": self.latency_p95_ms},
+            "stated_notes": list(self.stated_notes),
+            "planned_not_built": self.planned,
             "contradictions": [_finding(f) for f in self.contradictions],
             "notes": [_finding(f) for f in self.notes],
         }
@@ -138,7 +145,8 @@ def plan(
         )
 
     stages = tuple(timed(w) for w in flops.stages(recipe))
-    facts = Facts(recipe, counts, device, memory, cache, {s.name: s.seconds for s in stages})
+    facts = Facts(recipe, counts, device, memory, cache, {s.name: s.seconds for s in stages}, built)
+    missing = recipe.planned if built is None else [name for name in recipe.stages if name not in built]
     return Plan(
         name=recipe.name,
         description=recipe.description,
@@ -155,5 +163,8 @@ def plan(
         cache=cache,
         findings=(*find(facts), *(Finding("refused", (stage,), text) for stage, text in refused)),
         stage_names=recipe.stages,
-        planned={n: dict(v) for n, v in recipe.planned.items() if built is None or n not in built},
+        decode=facts.decode,
+        latency_p95_ms=recipe.serve.latency_p95_ms,
+        stated_notes=recipe.stated.notes,
+        planned={name: recipe.planned.get(name, {}) for name in missing},
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
+from typing import Any
 
 from ikirere.recipe.planner.contradictions import Finding, short
 from ikirere.recipe.planner.plan import Plan, StagePlan
@@ -13,6 +15,10 @@ WIDTH = 110
 def render(plan: Plan) -> str:
     """Plain text, at most 110 columns."""
     blocks = [_head(plan), _model(plan), _work(plan), _memory(plan), _serving(plan)]
+    if plan.planned:
+        blocks.append(_planned(plan))
+    if plan.stated_notes:
+        blocks.append(_lines("stated, not checked", plan.stated_notes))
     blocks.append(_findings("contradictions", plan.contradictions, "none found"))
     if plan.notes:
         blocks.append(_findings("notes", plan.notes, ""))
@@ -96,10 +102,34 @@ def _memory(plan: Plan) -> str:
 
 def _serving(plan: Plan) -> str:
     cache = plan.cache
+    wanted = f", wanted p95 {plan.latency_p95_ms:g} ms" if plan.latency_p95_ms else ""
     return (
         f"decode state {size(cache.per_sequence)} per sequence at {cache.context:,} tokens and {cache.bits} bits, "
-        f"{size(cache.total)} for {cache.max_num_seqs} at once"
+        f"{size(cache.total)} for {cache.max_num_seqs} at once\n"
+        f"  a token takes at least {plan.decode.seconds * 1e3:.3g} ms by bandwidth alone{wanted}"
     )
+
+
+def _planned(plan: Plan) -> str:
+    lines = []
+    for stage, settings in plan.planned.items():
+        shown = " ".join(f"{key}={_value(value)}" for key, value in settings.items())
+        lines.append(f"{stage}: {shown}" if shown else stage)
+    return _lines("planned, not built", lines)
+
+
+def _value(value: Any) -> str:
+    """A setting as a recipe writes it on one line."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _lines(title: str, lines: Iterable[str]) -> str:
+    filled = (textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    return "\n".join([title, *filled])
 
 
 def _findings(title: str, findings: tuple[Finding, ...], none: str) -> str:

@@ -34,17 +34,13 @@ def parameters(f: Facts) -> Iterator[Finding]:
 
 @rule
 def vocabulary(f: Facts) -> Iterator[Finding]:
-    rows = f.recipe.model.vocab_size
-    for key, size in (
-        ("tokenizer.vocab_size", f.recipe.tokenizer.vocab_size),
-        ("stated.tokenizer_vocabulary", f.recipe.stated.tokenizer_vocabulary),
-    ):
-        if size and rows < size:
-            yield Finding(
-                "vocabulary",
-                ("model.vocab_size", key),
-                f"the model has {rows:,} rows, the tokenizer {size:,} ids: {size - rows:,} ids have no row",
-            )
+    rows, size = f.recipe.model.vocab_size, f.recipe.stated.tokenizer_vocabulary
+    if size and rows < size:
+        yield Finding(
+            "vocabulary",
+            ("model.vocab_size", "stated.tokenizer_vocabulary"),
+            f"the model has {rows:,} rows, the tokenizer {size:,} ids: {size - rows:,} ids have no row",
+        )
 
 
 @rule

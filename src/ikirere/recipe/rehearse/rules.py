@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ikirere.errors import UserError
 from ikirere.recipe.rehearse import data, shape, training
 from ikirere.recipe.rehearse.changes import Change, RecipeDraft
-from ikirere.recipe.schema import Recipe
+from ikirere.recipe.schema import Model, Recipe
 from ikirere.recipe.sections import Stated
 
 QUESTIONS = 20  # per kind
@@ -50,7 +50,7 @@ def rehearse(recipe: Recipe, minutes: float = 10.0) -> Rehearsal:
     data.shrink_data(draft, recipe)
     vocabulary = data.shrink_tokenizer(draft, recipe, shape.VOCABULARY)
     _positions_and_model(draft, recipe, vocabulary)
-    model = draft.recipe().model
+    model = Model.model_validate(draft.values["model"])  # the recipe as a whole does not fit together yet
     training.shrink_pretrain(draft, recipe, model, minutes)
     training.shrink_sft(draft, recipe, model, minutes)
     training.shrink_dpo(draft, recipe, model, minutes)
