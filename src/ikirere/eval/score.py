@@ -1,4 +1,4 @@
-"""Says of one answered question what was right in it. The rules:
+"""Scores one answered question. The rules:
 
 - **call**: every opened `<call_tool>` counts, one that cannot be read too: it is a call, not a correct abstention.
 - **right tool**: where a tool is expected, at least one call, all readable and all to that tool; where none is
@@ -14,7 +14,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 from ikirere.posttrain.generate import answer_is_right
 from ikirere.posttrain.generate.row import Row, question_of
@@ -22,11 +22,33 @@ from ikirere.serve.engine.request import Completion
 from ikirere.tools.calculator import CalculatorError, calculate
 
 
-def score(row: Row, completion: Completion) -> dict[str, Any]:
-    """The question, what was produced, and its scores as 0 or 1.
+class ScoredQuestion(TypedDict):
+    """A question, the messages produced, and its scores as 0 or 1.
 
-    `needs_tool`, `offered` and `has_answer` say which scores mean something for this row.
+    needs_tool, offered, has_answer: which scores mean something for this row.
     """
+
+    id: str
+    kind: str
+    question: str
+    answer: str | None
+    expects_tool: str | None
+    expects_arguments: dict[str, Any] | None
+    messages: list[dict[str, Any]]
+    finish_reason: str
+    needs_tool: int
+    offered: int
+    has_answer: int
+    tool_calls: int
+    sampled_tokens: int
+    no_tool: int
+    right_tool: int
+    right_arguments: int
+    right_answer: int
+
+
+def score(row: Row, completion: Completion) -> ScoredQuestion:
+    """The scores of a row's question as it was answered."""
     calls = calls_of(completion.messages)
     expected = row["expects_tool"]
     no_call = completion.tool_calls == 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
-from ikirere.eval.score import score
+from ikirere.eval.score import ScoredQuestion, score
 from ikirere.model.decoder import Decoder
 from ikirere.posttrain.generate.row import Row, prompt_of
 from ikirere.serve.engine.engine import Engine
@@ -15,8 +15,8 @@ from ikirere.serve.engine.request import Request
 from ikirere.tokenizer.base import Tokenizer
 from ikirere.tokenizer.chat_format import render
 
-SLOTS = 32
-RESULT_ROOM = 1024  # tokens of context for tools' results, beside prompt and answer
+MAX_NUM_SEQS = 32
+RESULT_TOKENS = 1024  # of context for tools' results, beside prompt and answer
 SHORTEST_ANSWER = 8  # tokens that the model's context must leave for a question to be asked
 
 
@@ -27,7 +27,23 @@ class Settings:
     temperature: float = 0.0
     max_new_tokens: int = 128
     seed: int = 0
-    max_num_seqs: int = SLOTS
+    max_num_seqs: int = MAX_NUM_SEQS
+
+
+class TimedQuestion(ScoredQuestion):
+    """With the seconds per question of its suite."""
+
+    seconds: float
+
+
+class SampledConversation(TypedDict):
+    """A conversation to show, and whether it went right."""
+
+    id: str
+    kind: str
+    right: bool
+    expected: str | None
+    messages: list[dict[str, Any]]
 
 
 def play(
@@ -37,7 +53,7 @@ def play(
     settings: Settings,
     with_tools: bool = True,
     on_done: Callable[[], None] | None = None,
-) -> list[dict[str, Any]]:
+) -> list[TimedQuestion]:
     """Scores (see `score`) of each row's question, in the rows' order, with `seconds` per question of the suite.
 
     with_tools: offer the row's tools, and let the engine run them. False: the same question with no tools in the
@@ -53,8 +69,8 @@ def play(
     if not asked:
         return []
     longest = max(len(request.prompt) for _, request in asked)
-    capacity = min(limit, longest + settings.max_new_tokens + RESULT_ROOM)
-    engine = Engine(model, tokenizer, min(settings.max_num_seqs, len(asked)), capacity)
+    max_model_len = min(limit, longest + settings.max_new_tokens + RESULT_TOKENS)
+    engine = Engine(model, tokenizer, min(settings.max_num_seqs, len(asked)), max_model_len)
     began = time.perf_counter()
     try:
         done = engine.generate(
@@ -79,9 +95,9 @@ def _request(tokenizer: Tokenizer, row: Row, settings: Settings, with_tools: boo
     )
 
 
-def samples(scored: Sequence[Mapping[str, Any]], per_kind: int = 3) -> list[dict[str, Any]]:
+def samples(scored: Sequence[ScoredQuestion], per_kind: int = 3) -> list[SampledConversation]:
     """Conversations to show: of each kind some that went well and, where there is one, one that went wrong."""
-    shown: list[dict[str, Any]] = []
+    shown: list[SampledConversation] = []
     for kind in dict.fromkeys(str(row["kind"]) for row in scored):
         mine = [row for row in scored if row["kind"] == kind]
         wrong = [row for row in mine if not _went_well(row)][:1]
@@ -99,5 +115,5 @@ def samples(scored: Sequence[Mapping[str, Any]], per_kind: int = 3) -> list[dict
     return shown
 
 
-def _went_well(row: Mapping[str, Any]) -> bool:
+def _went_well(row: ScoredQuestion) -> bool:
     return bool(row["right_tool"] and (row["right_answer"] or not row["has_answer"]))

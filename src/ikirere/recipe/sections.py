@@ -214,7 +214,7 @@ class Evaluate(Section):
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     compare_to: str | None = Field(
         default=None,
-        description="milestone of pretraining that perplexity_ratio/<domain> is over; default: the first",
+        description="milestone of pretraining that perplexity_ratio@<name> is over; default: the pretrained model",
     )
 
 
