@@ -27,7 +27,7 @@ SYMBOLS = {"+": "plus", "-": "minus", "*": "times"}
 
 @pytest.fixture(scope="module")
 def documents() -> dict[str, list[dict[str, Any]]]:
-    """Real documents of both splits: files of the standard library, told apart by their place in the list."""
+    """Real documents of both splits: files of the standard library, distinguished by their position in the list."""
     folder = Path(re.__file__).parent.parent
     files = sorted(folder.glob("*.py"))[:90]
     rows = [{"text": f.read_text(encoding="utf-8"), "path": f.name, "domain": "code"} for f in files]

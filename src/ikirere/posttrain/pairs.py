@@ -241,7 +241,7 @@ def encode_pair(tokenizer: Tokenizer, pair: Mapping[str, Any], name: str) -> Enc
         )
         if whole.ids[: len(prompt)] != prompt or len(whole.ids) == len(prompt):
             raise UserError(
-                f"{name}: `{side}` does not go on where `prompt` ends; it is to begin with an assistant message"
+                f"{name}: `{side}` does not continue `prompt`; it is to begin with an assistant message"
             )
         ids.append(np.array(whole.ids, np.int32))
     if np.array_equal(ids[0], ids[1]):

@@ -13,7 +13,7 @@ from ikirere.tools.registry import ToolCall
 
 
 def exchange(context: GeneratorContext) -> list[dict[str, Any]]:
-    """A whole earlier question with its call, for a conversation that goes on."""
+    """A whole earlier question with its call, for a conversation that continues."""
     asked = problem(context, (2, 3))
     result = show(calculate(asked.expression))
     call = ToolCall("calculator", {"expression": asked.expression})

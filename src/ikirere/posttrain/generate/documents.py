@@ -189,7 +189,7 @@ def _of_prose(text: str) -> Iterator[Asked]:
 
 
 def _of_sentences(text: str) -> Iterator[Asked]:
-    """About paragraphs of two sentences or more; longer ones are cut behind a sentence."""
+    """About paragraphs of two sentences or more; longer ones are cut after a sentence."""
     for paragraph in text.split("\n"):
         sentences = _SENTENCE_END.split(paragraph.strip())
         while len(" ".join(sentences)) > LONGEST_EXCERPT:

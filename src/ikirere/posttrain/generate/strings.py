@@ -1,7 +1,7 @@
 """Kind strings: questions about words of the documents, answered by one line of Python.
 
 The line names the word first, quoted and after a space as in the question, so that a small model can copy it
-by what stands before it.
+by what comes before it.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from ikirere.posttrain.generate.context import GeneratorContext
 from ikirere.posttrain.generate.row import ConversationDraft
 from ikirere.tools.registry import ToolCall
 
-PLACES = ("first", "second", "third", "fourth", "fifth")
+ORDINALS = ("first", "second", "third", "fourth", "fifth")
 
 
 @dataclass(frozen=True)
 class Task:
-    """`wordings` and `code` share their places: {w}, {x}, {y} words, {c}, {d} letters, {n} and {i} a place.
+    """`wordings` and `code` share their fields: {w}, {x}, {y} words, {c}, {d} letters, {n} and {i} a position.
 
     The last wording is kept for held-out questions. `words`: how many words it is about.
     """
@@ -156,22 +156,22 @@ def _draft(context: GeneratorContext, task: Task) -> ConversationDraft:
     words = rng.sample(context.words, task.words)
     word = words[0]
     letter = rng.choice(word) if context.maybe(0.85) else rng.choice("abcdefghiklmnoprstuvw")
-    place = rng.randrange(min(len(word), len(PLACES)))
-    slots = {
+    position = rng.randrange(min(len(word), len(ORDINALS)))
+    values = {
         "w": word,
         "x": words[1] if len(words) > 1 else "",
         "y": words[2] if len(words) > 2 else "",
         "c": letter,
         "d": rng.choice([c for c in "aeioustnr" if c != letter]),
-        "n": PLACES[place],
-        "i": place,
+        "n": ORDINALS[position],
+        "i": position,
     }
     wordings = task.wordings if context.split == "heldout" else task.wordings[:-1]
     return ConversationDraft(
-        question=rng.choice(wordings).format(**slots),
+        question=rng.choice(wordings).format(**values),
         reply="{result}.",
         tools=context.tools() if context.maybe(0.7) else ("python_exec",),
-        call=ToolCall("python_exec", {"code": task.code.format(**slots)}),
+        call=ToolCall("python_exec", {"code": task.code.format(**values)}),
         reasoning="Python can tell.",
     )
 

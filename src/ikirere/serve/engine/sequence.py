@@ -56,7 +56,7 @@ class Sequence:
     def _new_parser(self) -> TurnParser:
         return TurnParser(self.tokenizer, self.request.stop, self.request.chat)
 
-    # ------------------------------------------------------------ what the engine asks
+    # ------------------------------------------------------------ read by the engine
 
     @property
     def done(self) -> bool:
@@ -86,7 +86,7 @@ class Sequence:
             request.temperature, request.top_k, request.top_p, uniform, banned, request.logit_bias
         )
 
-    # ------------------------------------------------------------ what the engine reports
+    # ------------------------------------------------------------ updated by the engine
 
     def advance(self, count: int) -> None:
         """`count` of the pending ids are in the cache now."""
