@@ -1,4 +1,4 @@
-"""The floors of the house: imports go down only, and the front door stays light."""
+"""The floors of the architecture: imports go down only, the command line stays light, documents keep to plain terms."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
+NOT_OURS = ("made again", "told apart", "goes on behind", "whole passes", "in company", "outside sources")
 HEAVY = ("torch", "numpy", "pyarrow", "transformers", "matplotlib", "pydantic")
 
 
@@ -46,6 +47,19 @@ def test_every_package_says_what_it_is_for() -> None:
     packages = sorted(path.parent for path in (ROOT / "src" / "ikirere").glob("*/__init__.py"))
     missing = [package.name for package in packages if not (package / "README.md").is_file()]
     assert missing == []
+
+
+def test_documents_use_plain_terms() -> None:
+    folders = ("src", "docs", "benchmarks", "deploy")
+    pages = [*ROOT.glob("*.md"), *(page for folder in folders for page in (ROOT / folder).rglob("*.md"))]
+    found = [
+        f"{page.relative_to(ROOT)}: {phrase}"
+        for page in pages
+        if page.name != "log.md"  # history keeps its wording
+        for phrase in NOT_OURS
+        if phrase in " ".join(page.read_text(encoding="utf-8").lower().split())
+    ]
+    assert len(pages) > 20 and found == []
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
