@@ -1,4 +1,4 @@
-"""The stages that are built: one line each. A recipe may name others; `run` says which are missing."""
+"""The stages that are built: one line each. A recipe may name others; `run` names those that are missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STAGES: dict[str, str] = {
     "report": "ikirere.report.stage:ReportStage",
 }
 
-MODULES: dict[str, str] = {name: place.split(":")[0] for name, place in STAGES.items()}
+MODULES: dict[str, str] = {name: path.split(":")[0] for name, path in STAGES.items()}
 """Stage -> its module, from which the hash of its code is taken without importing it."""
 
 

@@ -232,7 +232,7 @@ def main() -> None:
     """Entry point of the `ikirere` command."""
     # torch's threads wait for each other by spinning, with GNU's default for milliseconds. Where other programs hold a
     # core, that makes small operations tens of times slower; this much less costs nothing on a machine of one's own.
-    # It must be said before torch is loaded.
+    # It must be set before torch is loaded.
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")
     app()
 

@@ -1,4 +1,4 @@
-"""The files behind an artifact's name, their sizes and hashes."""
+"""The files that an artifact's name stands for, their sizes and hashes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ikirere.common.files import file_sha256, sync_file
 
 
 def expand(folder: Path, names: list[str]) -> list[str]:
-    """The files behind artifact names (a folder stands for all files below it), sorted, each once.
+    """The files that artifact names stand for (a folder stands for all files below it), sorted, each once.
 
     Raises ValueError for a name outside `folder`, FileNotFoundError for one that is not there.
     """
@@ -30,7 +30,7 @@ def expand(folder: Path, names: list[str]) -> list[str]:
 
 
 def describe(folder: Path, names: list[str]) -> list[dict[str, Any]]:
-    """[{path, sha256, bytes}] of all files behind `names`, each made durable."""
+    """[{path, sha256, bytes}] of all files that `names` stand for, each made durable."""
     rows = []
     for name in expand(folder, names):
         path = folder / name

@@ -1,8 +1,8 @@
-"""What becomes of a stage's folder: kept, continued, measured anew, made again with the old one set aside, or asked about.
+"""What becomes of a stage's folder: kept, continued, measured anew, rebuilt with the old one set aside, or asked about.
 
 | its folder | settings and inputs as recorded | others |
 |---|---|---|
-| done | kept; measured anew where only `measuring` changed or a file is damaged | cheap: set aside and made again; dear: asked |
+| done | kept; measured anew where only `measuring` changed or a file is damaged | cheap: set aside and rebuilt; dear: asked |
 | begun | continued, whatever the code is now | as above |
 | not there | begun; what was set aside with these settings comes back | begun |
 
@@ -52,7 +52,7 @@ class Decision:
     step: int | None = None  # of the newest checkpoint
     aside: Aside | None = None  # what RESTORE brings back
     record: Record | None = None
-    obstacles: tuple[str, ...] = field(default=())  # changed keys with which training cannot go on
+    obstacles: tuple[str, ...] = field(default=())  # changed keys with which training cannot continue
 
     @property
     def can_go_on(self) -> bool:
@@ -168,7 +168,7 @@ def _changed(changes: tuple[Change, ...]) -> str:
 
 
 def question(stage: str, decision: Decision) -> str:
-    """What the user is asked about a dear stage, or told where nobody can be asked."""
+    """The question about a dear stage, or the refusal where nobody can be asked."""
     lines = [f"{stage}: {clock(decision.spent)} of work were done with other settings"]
     if decision.step is not None:
         lines[0] += f" (step {decision.step})"

@@ -1,4 +1,4 @@
-"""The machine and the versions behind a run's numbers: environment.json."""
+"""The machine and the versions that a run's numbers were made with: environment.json."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ def disk_full(error: BaseException, place: Path) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """`ValueError: what it says`, one line."""
+    """`ValueError: its message`, one line."""
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
@@ -116,8 +116,8 @@ def _terminate(signum: int, frame: FrameType | None) -> None:
 def guard(action: Callable[[], int], folder: Path | None = None, resumable: bool = True) -> int:
     """Run `action` and turn every ending into a line on stderr and an exit code.
 
-    `folder` takes the traceback of an unexpected error; `resumable` says whether the same command, given
-    again, goes on where it was stopped.
+    `folder` takes the traceback of an unexpected error; `resumable`: whether the same command, given
+    again, continues where it was stopped.
     """
     then = "; give the same command again to continue" if resumable else ""
     before = signal.signal(signal.SIGTERM, _terminate)

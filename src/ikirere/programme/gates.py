@@ -7,10 +7,10 @@
 | PASS, MISS | otherwise, by comparison of the value with the target | PASS |
 
 A gate that has not passed and whose `on_miss` is stop blocks: the run ends there, DO NOT SHIP. A gate with `stop_beyond`
-has three decisions instead: go (passed), investigate (between target and that bound: the run goes on, the gate is
+has three decisions instead: go (passed), investigate (between target and that bound: the run continues, the gate is
 listed), stop (beyond it, or not measured).
 
-A value that is not a number is a MISS. A band says how far chance moves the number on questions of this kind; it does
+A value that is not a number is a MISS. A band shows how far chance moves the number on questions of this kind; it does
 not cover a wrong question set, a wrong reference answer, or another seed of training.
 """
 

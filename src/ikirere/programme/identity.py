@@ -106,7 +106,7 @@ class Record:
 def new_record(
     identity: Identity, made_by: dict[str, Any], continued: Iterable[dict[str, Any]] = ()
 ) -> Record:
-    """The record of a stage that begins, or goes on, with these settings."""
+    """The record of a stage that begins, or continues, with these settings."""
     history = list(continued)
     key = (
         json_sha256([identity.base, [[row["step"], row["key"]] for row in history]])

@@ -6,7 +6,7 @@ then is a true, shorter history.
 
 A process killed in the middle of a write leaves a torn last line. Readers pass over it; the next writer
 (there is one at a time, see lock.py) removes it. Another line that is not an event is passed over too and
-named: each stage's folder says by itself (identity.json) what it is, so nothing is lost with the line.
+named: each stage's folder describes itself (identity.json), so nothing is lost with the line.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Ledger:
 
 
 def last(events: list[Event], stage: str, *kinds: str) -> tuple[int, Event] | None:
-    """(place, event) of the newest event of one of `kinds` about `stage`, or None."""
+    """(index, event) of the newest event of one of `kinds` about `stage`, or None."""
     for place in range(len(events) - 1, -1, -1):
         if events[place].get("stage") == stage and events[place]["event"] in kinds:
             return place, events[place]

@@ -2,7 +2,7 @@
 
 The lock is `flock` on `.lock`, which the kernel frees when its holder ends, however it ends. A worker that
 outlived a killed holder may still have the file open; then the pid written in it is of a dead process and
-the lock is taken over with a new file. Processes on other machines that share the folder are told apart by
+the lock is taken over with a new file. Processes on other machines that share the folder are distinguished by
 host name and never judged dead.
 """
 

@@ -51,7 +51,7 @@ def makes(patterns: Iterable[str], name: str, recipe: Recipe) -> bool:
 
 
 def _spelled(pattern: str, known: Mapping[str, tuple[str, ...]]) -> list[str]:
-    """The names that a pattern stands for, as far as the recipe tells."""
+    """The names that a pattern stands for, as far as the recipe gives them."""
     names = PLACEHOLDER.findall(pattern)
     options = [known.get(name, (f"{{{name}}}",)) for name in names]
     parts = PLACEHOLDER.split(pattern)[::2]

@@ -117,7 +117,7 @@ class _PlainBar:
                 self._reporter.say(self.line())
 
     def close(self) -> None:
-        # A short bar says nothing; one that spoke also says how it ended.
+        # A short bar prints nothing; one that printed also reports how it ended.
         if self._spoke:
             self._reporter.say(self.line())
 

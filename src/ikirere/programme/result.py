@@ -82,7 +82,7 @@ def digest(folder: Path) -> str:
 
 
 def finished(events: list[Event], stage: str) -> Event | None:
-    """The event that says the stage is done (it ended, or came back from where it was set aside); None where it is
+    """The event by which the stage is done (it ended, or came back from where it was set aside); None where it is
     not, or was begun again or set aside since."""
     newest = last(events, stage, "stage-started", "stage-set-aside", *DONE)
     return newest[1] if newest and newest[1]["event"] in DONE else None

@@ -60,7 +60,7 @@ class Run:
     stopped: list[gates.GateResult] = field(default_factory=list)  # gates that end the run
     _replaced: list[tuple[str, Path]] = field(
         default_factory=list
-    )  # stages made again, and where the old one is
+    )  # rebuilt stages, and where the old result is
 
     # -------------------------------------------------------------- deciding
 
@@ -114,7 +114,7 @@ class Run:
         self.choices[stage.name] = choice
 
     def _put_back(self) -> None:
-        """Undo what this call replaced: the new results are set aside, the old ones get their places back."""
+        """Undo what this call replaced: the new results are set aside, the old ones return."""
         for name, path in reversed(self._replaced):
             old = next((a for a in set_aside.entries(self.folder) if a.path == path), None)
             if old is not None:
@@ -300,7 +300,7 @@ class Run:
     # -------------------------------------------------------------- judging
 
     def _judge_midway(self, name: str, metrics: Iterable[Metric]) -> None:
-        """Judge the gates that name these metrics; raises GateStop where one says stop, in a full run."""
+        """Judge the gates that name these metrics; raises GateStop where a decision is stop, in a full run."""
         found = list(metrics)
         names = {metric.name for metric in found}
         judged = gates.judge_all((g for g in self.recipe.gates.get(name, ()) if g.metric in names), found)

@@ -1,4 +1,4 @@
-"""Results that are outdated: moved to `RUN/set-aside/`, under a name that says what they were, and never deleted unasked.
+"""Results that are outdated: moved to `RUN/set-aside/`, under a name that describes them, and never deleted unasked.
 
 A folder comes back from there when the recipe asks again for what it was made with. `ikirere clean RUN` removes them.
 """
@@ -84,7 +84,7 @@ def put_aside(folder: Path) -> Path:
 
 
 def copy_aside(folder: Path) -> Path:
-    """A copy of a stage's folder, for a training that goes on from it; where it is.
+    """A copy of a stage's folder, for a training that continues from it; returns where it is.
 
     Files are linked, not copied, where the file system can: stages replace files and never write into them, but for
     logs, which are copied.
@@ -133,7 +133,7 @@ def find(run_folder: Path, stage: str, base: str) -> Aside | None:
 
 
 def restore(aside: Aside, folder: Path) -> None:
-    """Give a folder that was set aside its place back, which must be free."""
+    """Move a folder that was set aside back; `folder` must not exist."""
     aside.path.rename(folder)
     sync_folder(folder.parent)
 

@@ -14,8 +14,8 @@ from ikirere.recipe.schema import Recipe
 
 
 class GateStop(Exception):
-    """A gate judged in the middle of a stage says stop. The stage leaves its state on the disk and passes it on; the
-    same command judges again and goes on only where the gate no longer stops."""
+    """The decision of a gate judged in the middle of a stage is stop. The stage leaves its state on the disk and passes
+    it on; the same command judges again and continues only where the gate no longer stops."""
 
 
 class Progress(Protocol):
@@ -38,8 +38,8 @@ class StageContext:
     """All that a stage may touch: it reads `inputs`, writes below `folder` and nowhere else.
 
     key: of this stage's settings and inputs; checkpoints carry it. accepted: keys of earlier settings from whose
-    checkpoints this training goes on (`--go-on`). continued: the changes made that way, oldest first.
-    judge: judges the gates that name these metrics, in the middle of the stage; raises GateStop where one says stop.
+    checkpoints this training continues (`--go-on`). continued: the changes made that way, oldest first.
+    judge: judges the gates that name these metrics, in the middle of the stage; raises GateStop where a decision is stop.
     """
 
     recipe: Recipe
@@ -111,7 +111,7 @@ class Stage:
     )
     always: ClassVar[bool] = False  # also runs after a gate has stopped the run, on what there is then
     reads_results: ClassVar[bool] = (
-        False  # reads result.json of every stage before it: made again where one changed
+        False  # reads result.json of every stage before it: rebuilt where one changed
     )
 
     def config(self, recipe: Recipe) -> Mapping[str, Any]:
@@ -135,7 +135,7 @@ class Stage:
         """Raises UserError, naming the key, for everything that can be refused before the stage's inputs exist."""
 
     def can_go_on(self, changed: Iterable[str]) -> list[str]:
-        """Of the changed key paths those with which a training that has begun cannot go on."""
+        """Of the changed key paths those with which a training that has begun cannot continue."""
         return list(changed)
 
     def run(self, context: StageContext) -> StageResult:

@@ -1,4 +1,4 @@
-"""What a run folder says of itself: the state of each stage, its metrics and gates, what was set aside, the verdict.
+"""What is in a run folder: the state of each stage, its metrics and gates, what was set aside, the verdict.
 
 | state | meaning |
 |---|---|
@@ -49,7 +49,7 @@ ENDINGS = {
 
 
 def state_of(run_folder: Path, events: list[Event], stage: str, held: bool) -> str:
-    """State of one stage; `held` tells whether a live process holds the run folder."""
+    """State of one stage; `held`: whether a live process holds the run folder."""
     newest = last(events, stage, "stage-started", *ENDINGS)
     if newest is None:
         return "waiting"
@@ -185,7 +185,7 @@ def status(run_folder: Path, modules: Mapping[str, str] | None = None) -> dict[s
     "stale_inputs", "continued", "gates": [{GATE_KEYS}]}], "set_aside", "planned", "verdict"}; a rehearsal also has
     "rehearsal": true.
 
-    modules: stage -> the module that holds it, where "made by other code" is to be told. `seconds` is of the attempt
+    modules: stage -> the module that holds it, where "made by other code" is to be reported. `seconds` is of the attempt
     that finished (null where it is not done), `spent` of all attempts; `value`, `low`, `high` are null where not
     measured. Raises UserError where this is no run folder.
     """

@@ -1,8 +1,8 @@
 """Training curves for people who look on: Trackio (local files), Weights & Biases, or nothing.
 
-A tracker is a convenience. Whatever goes wrong with it is said in one line and it is switched off; the run
-goes on. The exception is wandb asked for and not installed or without a key: the user asked for something
-that cannot be had, and is told before any work.
+A tracker is a convenience. Whatever goes wrong with it is reported in one line and it is switched off; the run
+continues. The exception is wandb asked for and not installed or without a key: the user asked for something
+that cannot be had, and is refused before any work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class _Backend(Protocol):
 
 @contextlib.contextmanager
 def _local_only(folder: Path) -> Iterator[None]:
-    """Trackio reads its places from the environment; here they are this run's folder and no server."""
+    """Trackio reads its paths from the environment; here they are this run's folder and no server."""
     kept = {name: os.environ.pop(name) for name in REMOTE_SETTINGS if name in os.environ}
     os.environ["TRACKIO_DIR"] = str(folder)
     try:

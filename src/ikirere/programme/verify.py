@@ -3,7 +3,7 @@
 What is checked: the ledger's chain; recipe.yaml and environment.json; of each finished stage its
 result.json and every artifact against the hashes in the ledger; every metric derived from its raw rows by
 `measure`; every verdict judged again by the recipe's gates. Not checked: that the raw rows are true (only
-running the recipe again tells), files that no stage named, and a ledger rewritten as a whole.
+running the recipe again reports), files that no stage named, and a ledger rewritten as a whole.
 """
 
 from __future__ import annotations
