@@ -123,9 +123,11 @@ def refuse(path: str) -> dict[str, Any]:
 def test_sources_are_not_read_again(tmp_path: Path) -> None:
     keys, out = Data.model_validate(material(tmp_path) | {"near_duplicates": None}), tmp_path / "out"
     out.mkdir()
-    first = build(keys, tmp_path, out)
+    build(Data.model_validate(keys.model_dump() | {"heldout": 0.4}), tmp_path, out)
     said: list[str] = []
-    assert build(keys, tmp_path, out, say=said.append) == first
+    again = build(keys, tmp_path, out, say=said.append)
+    (tmp_path / "fresh").mkdir()
+    assert again == build(keys, tmp_path, tmp_path / "fresh")
     assert [line for line in said if "read before" in line] == [
         "source code: 125 documents read before",
         "source docs: 125 documents read before",
