@@ -11,8 +11,6 @@ from typing import Any
 from ikirere.common.files import read_json, read_rows
 from ikirere.programme import result
 from ikirere.programme.identity import read_record
-from ikirere.programme.ledger import NAME as LEDGER
-from ikirere.programme.ledger import Event, read_events
 from ikirere.programme.run_folder import read_recipe
 from ikirere.programme.status import status
 from ikirere.programme.verdict import ShipVerdict, judge_run
@@ -119,14 +117,11 @@ def read_run(folder: Path, skip: Iterable[str] = (), modules: Mapping[str, str] 
     modules: stage -> its module, of the stages that are built. Raises UserError where it is no run folder.
     """
     shown, recipe = status(folder, modules), read_recipe(folder)
-    events = read_events(folder / LEDGER)
     # A stage that still runs is the one that asks for the report.
     rows = [row for row in shown["stages"] if row["name"] not in set(skip) and row["state"] != "running"]
     for row in rows:
         if row["state"] == "waiting" and row["name"] not in modules:
             row["state"] = "not built"
-        if row["state"] not in WITH_RESULT:
-            row["gates"] = _judged_midway(events, row["name"], row["gates"])
     _pass_on_staleness(folder, rows)
     rehearsal = bool(shown.get("rehearsal"))
     environment = folder / "environment.json"
@@ -153,19 +148,6 @@ def _pass_on_staleness(folder: Path, rows: list[dict[str, Any]]) -> None:
         if found:
             row["stale_inputs"] = found
             stale.add(row["name"])
-
-
-def _judged_midway(events: list[Event], stage: str, gates: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Gates of a stage that has not ended, those of milestones that were reached as they were judged then."""
-    judged: dict[tuple[str, str], dict[str, Any]] = {}
-    for event in events:
-        if event.get("stage") != stage:
-            continue
-        if event["event"] == "stage-set-aside" or event.get("fresh"):
-            judged = {}
-        elif event["event"] == "milestone-judged":
-            judged |= {(gate["name"], gate["metric"]): gate for gate in event["gates"]}
-    return [judged.get((gate["name"], gate["metric"]), gate) for gate in gates]
 
 
 def _stage(folder: Path, row: Mapping[str, Any]) -> StageRecord:

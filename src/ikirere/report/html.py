@@ -14,8 +14,12 @@ from ikirere.report.tables import Table, band, duration, measured, number, perce
 
 
 def gate_rows(run: Run) -> list[dict[str, Any]]:
-    """All gates of the run with their stage."""
-    return [{"stage": stage.name, **gate} for stage in run.stages.values() for gate in stage.gates]
+    """All gates of the run with their stage, and whether their values are not current."""
+    return [
+        {"stage": stage.name, "stale": stage.stale is not None, **gate}
+        for stage in run.stages.values()
+        for gate in stage.gates
+    ]
 
 
 def _gates(run: Run) -> dict[str, Any]:

@@ -38,7 +38,14 @@ def table_html(table: Table) -> str:
 def gates_table(run: Run) -> Table:
     """All gates with verdicts."""
     rows = [
-        (g["stage"], g["name"], f"{g['op']} {number(g['target'])}", number(g["value"]), band(g), g["verdict"])
+        (
+            g["stage"] + " (stale)" * g["stale"],
+            g["name"],
+            f"{g['op']} {number(g['target'])}",
+            number(g["value"]),
+            band(g),
+            g["verdict"],
+        )
         for g in gate_rows(run)
     ]
     return Table(("Stage", "Gate", "Target", "Measured", "Band", "Verdict"), rows)
