@@ -12,7 +12,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
 from build_room import corpus, products, questions, text
@@ -26,12 +25,13 @@ from ikirere.corpus.stage import DataStage
 from ikirere.errors import UserError
 from ikirere.recipe.data import Data
 from ikirere.recipe.schema import Recipe
+from ikirere.recipe.yamlio import parse
 
 DEMO = Path(__file__).resolve().parents[2] / "recipes" / "demo.yaml"
 
 
 def recipe(data: dict[str, Any], mixture: dict[str, float] | None = None, **top: Any) -> Recipe:
-    written = yaml.safe_load(DEMO.read_text()) | {"data": data} | top
+    written = parse(DEMO.read_text(), str(DEMO)).value | {"data": data} | top
     written["pretrain"]["phases"][0]["mixture"] = mixture or {"docs": 1.0}
     return Recipe.model_validate(written)
 
