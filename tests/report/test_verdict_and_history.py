@@ -122,7 +122,7 @@ def test_numbers_of_a_stale_stage_are_marked_and_not_current(folder: Path) -> No
         and page.count('<td>pretrain <span class="pill noise">stale</span></td>') == 1
     )
     section = next(s for s in build_sections(run) if s.title.startswith("Tool use"))
-    assert section.warning.startswith("Stale: made from stale outputs of pretrain.")
+    assert section.warning.startswith("Stale: made from other outputs of pretrain.")
     asides = next(table for table in build_sections(run)[0].tables if table.title == "Set aside")
     assert [row[1] for row in asides.rows] == ["data"]
 

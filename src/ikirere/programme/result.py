@@ -94,6 +94,15 @@ def result_digest(events: list[Event], stage: str) -> str | None:
     return newest[1]["result"] if newest else None
 
 
+def standing(events: list[Event], stage: str) -> str:
+    """A hash of what there is to report of a stage: its result, or how far it is where it is not done."""
+    if finished(events, stage) is not None:
+        return str(result_digest(events, stage))
+    about = [e for e in events if e.get("stage") == stage]
+    judged = [e["gates"] for e in about if e["event"] == "milestone-judged"]
+    return files.json_sha256([about[-1]["event"] if about else None, judged[-1:]])
+
+
 def damage(folder: Path, artifacts: list[dict[str, Any]]) -> str | None:
     """The first artifact that is gone or of another size, or None."""
     for row in artifacts:

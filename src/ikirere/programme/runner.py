@@ -6,7 +6,6 @@ First everything that can refuse the run is asked (`preflight`), then what becom
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -74,12 +73,8 @@ class Run:
     def inputs(self, stage: Stage) -> dict[str, str]:
         if not stage.reads_results:
             return {name: self.digests[name] for name in stage.needs if name in self.digests}
-        found = {}
-        for name in self.recipe.stages:
-            path = self.folder / name / result.NAME
-            if name != stage.name and path.is_file():
-                found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        return found
+        before = self.recipe.stages[: self.recipe.stages.index(stage.name)]
+        return {name: result.standing(self.ledger.events, name) for name in before}
 
     def decision(self, stage: Stage, inputs: Mapping[str, str], rebuild: bool) -> Decision:
         choice = self.choices.get(stage.name)

@@ -8,7 +8,7 @@
 | failed | ended with an error |
 | stopped | a milestone's gate ended it; what was trained is kept |
 | done | ended; its result holds |
-| stale | ended, but the outputs of a stage before it are others since |
+| stale | ended, but the outputs of a stage before it are others since, or that stage is stale |
 | damaged | ended, but a file is gone or result.json was altered; the run command mends it from what is there |
 | not built | named by the recipe, does not exist yet |
 
@@ -17,7 +17,7 @@ Only `done` has metrics. The gates of other states are NOT RUN, but for those th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ ENDINGS = {
 
 
 def state_of(run_folder: Path, events: list[Event], stage: str, held: bool) -> str:
-    """State of one stage; `held`: whether a live process holds the run folder."""
+    """State of one stage by itself, whatever its inputs are; `held`: whether a live process holds the run folder."""
     newest = last(events, stage, "stage-started", *ENDINGS)
     if newest is None:
         return "waiting"
@@ -59,22 +59,22 @@ def state_of(run_folder: Path, events: list[Event], stage: str, held: bool) -> s
     state = ENDINGS[kind]
     if state != "done":
         return state
-    folder, record = run_folder / stage, read_record(run_folder / stage)
-    digest = result.result_digest(events, stage)
+    folder, digest = run_folder / stage, result.result_digest(events, stage)
     if result.damage(folder, newest[1]["artifacts"]) is not None or result.fault(folder, str(digest)):
         return "damaged"
-    return "stale" if record is not None and stale_inputs(events, record) else "done"
+    return "done"
 
 
-def stale_inputs(events: list[Event], record: Record) -> list[str]:
-    """The stages before it whose outputs are others than those it was made from, or are being made."""
+def stale_inputs(events: list[Event], record: Record, stale: Collection[str] = ()) -> list[str]:
+    """The stages before it whose outputs are others than those it was made from, are being made, or are `stale`
+    themselves."""
     found = []
     for name, digest in record.parts.get("inputs", {}).items():
+        # A stage that reads results has what there was to report among its inputs, others have hashes of outputs.
+        if digest == result.standing(events, name):
+            continue
         done = result.finished(events, name)
-        # A stage that reads results has their hashes among its inputs, others have those of outputs.
-        if done is None or (
-            "outputs" in done and digest not in (done["outputs"], result.result_digest(events, name))
-        ):
+        if done is None or done.get("outputs", digest) != digest or name in stale:
             found.append(name)
     return found
 
@@ -99,7 +99,7 @@ def _gates(
     if state == "done":
         judged = result.read(folder)["gates"]
     else:
-        midway = _judged_midway(events, folder.name)
+        midway = {} if state in ("stale", "damaged") else _judged_midway(events, folder.name)
         judged = [
             midway.get((gate["name"], gate["metric"])) or judge(Gate.model_validate(gate), None).to_json()
             for gate in gates
@@ -139,10 +139,13 @@ def _stage(
     held: bool,
     gates: list[dict[str, Any]],
     module: str | None,
+    stale: Collection[str],
 ) -> dict[str, Any]:
     folder = run_folder / name
     state = state_of(run_folder, events, name, held)
     record = read_record(folder) if folder.is_dir() else None
+    outdated = stale_inputs(events, record, stale) if record and state == "done" else []
+    state = "stale" if outdated else state
     checkpoints = catalogue(folder)
     shown: dict[str, Any] = {"name": name, "state": state, "seconds": None, "metrics": {}}
     if state == "done":
@@ -151,10 +154,10 @@ def _stage(
         shown["metrics"] = {row["name"]: row["value"] for row in content["metrics"]}
     newest = checkpoints[-1] if checkpoints else None
     return shown | {
-        "spent": round(spent_seconds(events, name, folder), 1),
+        "spent": round(spent_seconds(events, name, folder), 3),
         "step": newest.step if newest else None,
         "tokens": newest.tokens if newest else None,
-        "stale_inputs": stale_inputs(events, record) if record and state == "stale" else [],
+        "stale_inputs": outdated,
         "marks": marks(record, module) if state in ("done", "stale") else [],
         "continued": _continued(events, name),
         "gates": _gates(folder, state, events, gates),
@@ -193,10 +196,11 @@ def status(run_folder: Path, modules: Mapping[str, str] | None = None) -> dict[s
     events = read_events(run_folder / LEDGER)
     held = holder_of(run_folder) is not None
     gates = recipe.get("gates", {})
-    stages = [
-        _stage(run_folder, name, events, held, gates.get(name, []), (modules or {}).get(name))
-        for name in recipe["stages"]
-    ]
+    stages: list[dict[str, Any]] = []
+    for name in recipe["stages"]:
+        stale = {stage["name"] for stage in stages if stage["state"] == "stale"}
+        module = (modules or {}).get(name)
+        stages.append(_stage(run_folder, name, events, held, gates.get(name, []), module, stale))
     rehearsal = is_rehearsal(events)
     unbuilt = {stage["name"] for stage in stages if stage["state"] == "not built"}
     shown: dict[str, Any] = {

@@ -18,12 +18,11 @@ from ikirere.common import files
 from ikirere.errors import UserError
 from ikirere.programme import result
 from ikirere.programme.gates import judge
-from ikirere.programme.identity import read_record
 from ikirere.programme.ledger import NAME as LEDGER
 from ikirere.programme.ledger import Event, broken_at, damaged_lines, last, read_events
 from ikirere.programme.metrics import Metric, measure
 from ikirere.programme.run_folder import read_recipe
-from ikirere.programme.status import stale_inputs, status
+from ikirere.programme.status import status
 from ikirere.recipe.sections import Gate
 
 # Sums may be ordered otherwise by another processor or numpy; a changed row moves more than this.
@@ -108,8 +107,7 @@ def _check_gates(
 
 def _check_stage(folder: Path, events: list[Event], gates: list[Gate], found: Verification) -> None:
     done = result.finished(events, folder.name)
-    record = read_record(folder)
-    if done is None or (record is not None and stale_inputs(events, record)):
+    if done is None:
         found.unfinished.append(folder.name)
         return
     found.stages += 1
@@ -142,7 +140,8 @@ def verify(run_folder: Path, modules: Mapping[str, str] | None = None) -> Verifi
     none."""
     recipe = read_recipe(run_folder)
     events = read_events(run_folder / LEDGER)
-    found = Verification(remarks=_remarks(status(run_folder, modules)))
+    shown = status(run_folder, modules)
+    found = Verification(remarks=_remarks(shown))
     for number in damaged_lines(run_folder / LEDGER):
         found.problems.append(f"{run_folder / LEDGER}:{number}: not an event")
     if (line := broken_at(events)) is not None:
@@ -152,9 +151,10 @@ def verify(run_folder: Path, modules: Mapping[str, str] | None = None) -> Verifi
     starts = [event for event in events if event["event"] == "run-started"]
     for name, sha256 in (starts[-1]["files"] if starts else {}).items():
         _check_file(run_folder / name, sha256, found)
+    stale = {stage["name"] for stage in shown["stages"] if stage["state"] == "stale"}
     for stage in recipe["stages"]:
         gates = [Gate.model_validate(gate) for gate in recipe.get("gates", {}).get(stage, [])]
-        if last(events, stage, "stage-not-built", "stage-started", *result.DONE) is None:
+        if stage in stale or last(events, stage, "stage-not-built", "stage-started", *result.DONE) is None:
             found.unfinished.append(stage)
             continue
         _check_stage(run_folder / stage, events, gates, found)

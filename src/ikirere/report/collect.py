@@ -10,7 +10,6 @@ from typing import Any
 
 from ikirere.common.files import read_json, read_rows
 from ikirere.programme import result
-from ikirere.programme.identity import read_record
 from ikirere.programme.run_folder import read_recipe
 from ikirere.programme.status import status
 from ikirere.programme.verdict import ShipVerdict, judge_run
@@ -122,7 +121,6 @@ def read_run(folder: Path, skip: Iterable[str] = (), modules: Mapping[str, str] 
     for row in rows:
         if row["state"] == "waiting" and row["name"] not in modules:
             row["state"] = "not built"
-    _pass_on_staleness(folder, rows)
     rehearsal = bool(shown.get("rehearsal"))
     environment = folder / "environment.json"
     return Run(
@@ -137,17 +135,6 @@ def read_run(folder: Path, skip: Iterable[str] = (), modules: Mapping[str, str] 
         shown["set_aside"],
         {name: keys for name, keys in recipe.get("planned", {}).items() if name not in modules},
     )
-
-
-def _pass_on_staleness(folder: Path, rows: list[dict[str, Any]]) -> None:
-    """Note in the rows of done stages the inputs that are stale, or were made from stale ones."""
-    stale = {row["name"] for row in rows if row["state"] == "stale"}
-    for row in rows:
-        record = read_record(folder / row["name"]) if row["state"] == "done" else None
-        found = [name for name in (record.parts.get("inputs", {}) if record else {}) if name in stale]
-        if found:
-            row["stale_inputs"] = found
-            stale.add(row["name"])
 
 
 def _stage(folder: Path, row: Mapping[str, Any]) -> StageRecord:
