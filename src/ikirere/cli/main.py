@@ -76,7 +76,7 @@ def plan(recipe: RecipeFile, overrides: Overrides = None, json: AsJson = False) 
 
         loaded = load_recipe(recipe, overrides or [])
         stages = load_stages(loaded, load_stage)
-        refused = [(f.stage, f.text) for f in refusals(loaded, recipe.resolve().parent, stages)]
+        refused = refusals(loaded, recipe.resolve().parent, stages)
         made = make_plan(
             loaded, refused, frozenset(name for name, stage in stages.items() if stage is not None)
         )

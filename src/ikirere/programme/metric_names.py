@@ -84,7 +84,7 @@ def unmade(recipe: Recipe, stages: Mapping[str, Stage | None]) -> list[Unmade]:
     found = []
     for name, gates in recipe.gates.items():
         stage = stages.get(name)
-        if stage is None or not stage.makes:
+        if stage is None:
             continue
         spelled = [metric for pattern in stage.makes for metric in _spelled(pattern, known)]
         for gate in gates:

@@ -3,23 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from ikirere.errors import UserError
 from ikirere.programme.metric_names import unmade
 from ikirere.programme.stage import Stage
+from ikirere.recipe.planner.contradictions import Finding
 from ikirere.recipe.schema import Recipe
 
 Loader = Callable[[str], Stage | None]
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Why a recipe cannot be run: the stage and one line that names the key."""
-
-    stage: str
-    text: str
 
 
 def load_stages(recipe: Recipe, load_stage: Loader, until: str | None = None) -> dict[str, Stage | None]:
@@ -41,16 +33,19 @@ def load_stages(recipe: Recipe, load_stage: Loader, until: str | None = None) ->
     return stages
 
 
-def refusals(recipe: Recipe, recipe_folder: Path, stages: Mapping[str, Stage | None]) -> list[Refusal]:
-    """What refuses the recipe, stage by stage: each stage's own check, and gates that nothing measures."""
-    found = [Refusal(gate.stage, str(gate)) for gate in unmade(recipe, stages)]
+def refusals(recipe: Recipe, recipe_folder: Path, stages: Mapping[str, Stage | None]) -> list[Finding]:
+    """What refuses the recipe: gates that nothing measures (contradictions), and what each stage's own check refuses
+    (a file that is missing, a feature that is not built)."""
+    found = [
+        Finding("gate_without_maker", (f"gates.{gate.stage}",), str(gate)) for gate in unmade(recipe, stages)
+    ]
     for name, stage in stages.items():
         if stage is None:
             continue
         try:
             stage.check(recipe, recipe_folder)
         except UserError as error:
-            found += [Refusal(name, line) for line in str(error).splitlines()]
+            found += [Finding("refused", (name,), line, "refusal") for line in str(error).splitlines()]
     return found
 
 
@@ -60,7 +55,7 @@ def check(recipe: Recipe, recipe_folder: Path, stages: Mapping[str, Stage | None
     A rehearsal goes through the stages that are built; a run of a recipe with others is refused, since the money for
     the built ones would be spent on a programme that cannot end.
     """
-    lines = [refusal.text for refusal in refusals(recipe, recipe_folder, stages)]
+    lines = [finding.text for finding in refusals(recipe, recipe_folder, stages)]
     missing = [name for name, stage in stages.items() if stage is None]
     if missing and not rehearsal:
         lines.insert(

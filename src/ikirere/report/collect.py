@@ -45,10 +45,7 @@ class StageRecord:
     @property
     def stale(self) -> str | None:
         """Why its numbers are not current though it is done; None where they are."""
-        if not self.stale_inputs:
-            return None
-        kind = "other" if self.state == "stale" else "stale"
-        return f"made from {kind} outputs of {', '.join(self.stale_inputs)}"
+        return f"made from other outputs of {', '.join(self.stale_inputs)}" if self.stale_inputs else None
 
     @property
     def remarks(self) -> list[str]:

@@ -20,12 +20,13 @@ from ikirere.recipe.schema import Recipe
 
 @dataclass(frozen=True)
 class Finding:
-    """`contradiction`: it cannot be so as written. `note`: worth knowing, the run does something sensible."""
+    """`contradiction`: it cannot be so as written. `refusal`: this machine or this version cannot run it so. `note`: worth
+    knowing, the run does something sensible."""
 
     rule: str
     keys: tuple[str, ...]
     text: str
-    severity: Literal["contradiction", "note"] = "contradiction"
+    severity: Literal["contradiction", "refusal", "note"] = "contradiction"
 
 
 @dataclass(frozen=True)

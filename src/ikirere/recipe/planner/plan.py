@@ -16,10 +16,15 @@ from ikirere.recipe.planner.memory import Cache, Memory, cache_memory, training_
 from ikirere.recipe.schema import Recipe
 
 
+def _ordered(found: list[Finding]) -> list[Finding]:
+    """Contradictions first, notes last."""
+    return sorted(found, key=lambda finding: ("contradiction", "refusal", "note").index(finding.severity))
+
+
 def find(facts: Facts) -> list[Finding]:
     """All findings, contradictions first."""
     found = [finding for one in RULES.values() for finding in one(facts)]
-    return sorted(found, key=lambda finding: finding.severity != "contradiction")
+    return _ordered(found)
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,10 @@ class Plan:
     @property
     def contradictions(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if f.severity == "contradiction")
+
+    @property
+    def refusals(self) -> tuple[Finding, ...]:
+        return tuple(f for f in self.findings if f.severity == "refusal")
 
     @property
     def notes(self) -> tuple[Finding, ...]:
@@ -121,12 +130,10 @@ def _finding(f: Finding) -> dict[str, Any]:
     return {"rule": f.rule, "keys": list(f.keys), "text": f.text}
 
 
-def plan(
-    recipe: Recipe, refused: Iterable[tuple[str, str]] = (), built: frozenset[str] | None = None
-) -> Plan:
+def plan(recipe: Recipe, refused: Iterable[Finding] = (), built: frozenset[str] | None = None) -> Plan:
     """Plan a recipe. Raises UserError for a device that is not in the table.
 
-    refused: (stage, line) for all that would refuse a run; they are contradictions too. built: the stages that this
+    refused: all that would refuse a run, beside what follows from the recipe alone. built: the stages that this
     code base has, where known: settings of others are shown as planned.
     """
     device = find_device(recipe.hardware.device)
@@ -161,7 +168,7 @@ def plan(
         mfu=recipe.hardware.mfu,
         memory=memory,
         cache=cache,
-        findings=(*find(facts), *(Finding("refused", (stage,), text) for stage, text in refused)),
+        findings=tuple(_ordered([*find(facts), *refused])),
         stage_names=recipe.stages,
         decode=facts.decode,
         latency_p95_ms=recipe.serve.latency_p95_ms,

@@ -20,6 +20,8 @@ def render(plan: Plan) -> str:
     if plan.stated_notes:
         blocks.append(_lines("stated, not checked", plan.stated_notes))
     blocks.append(_findings("contradictions", plan.contradictions, "none found"))
+    if plan.refusals:
+        blocks.append(_findings("a run would be refused", plan.refusals, ""))
     if plan.notes:
         blocks.append(_findings("notes", plan.notes, ""))
     return "\n\n".join(blocks) + "\n"
