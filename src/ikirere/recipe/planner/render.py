@@ -130,7 +130,8 @@ def _value(value: Any) -> str:
 
 
 def _lines(title: str, lines: Iterable[str]) -> str:
-    filled = (textwrap.fill(line, WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lines)
+    wrap = textwrap.TextWrapper(WIDTH, initial_indent="  ", subsequent_indent="    ", break_on_hyphens=False)
+    filled = (wrap.fill(line) for line in lines)
     return "\n".join([title, *filled])
 
 
