@@ -44,8 +44,8 @@ def test_the_front_door_imports_nothing_heavy() -> None:
 
 
 def test_every_package_says_what_it_is_for() -> None:
-    packages = sorted(path.parent for path in (ROOT / "src" / "ikirere").glob("*/__init__.py"))
-    missing = [package.name for package in packages if not (package / "README.md").is_file()]
+    packages = sorted(path.parent for path in (ROOT / "src" / "ikirere").rglob("*/__init__.py"))
+    missing = [str(package) for package in packages if not (package / "README.md").is_file()]
     assert missing == []
 
 

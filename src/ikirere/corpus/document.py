@@ -109,7 +109,7 @@ def read_documents(
         with pq.ParquetFile(path) as file:
             if missing := set(columns or ()) - set(file.schema_arrow.names):
                 raise UserError(
-                    f"{path}: has no column {', '.join(sorted(missing))}; run the data stage again"
+                    f"{path}: has no column {', '.join(sorted(missing))}; `ikirere run` with --rebuild data writes it again"
                 )
             groups = list(range(file.num_row_groups))
             if seed is not None:

@@ -202,7 +202,11 @@ def status(run_folder: Path, modules: Mapping[str, str] | None = None) -> dict[s
         module = (modules or {}).get(name)
         stages.append(_stage(run_folder, name, events, held, gates.get(name, []), module, stale))
     rehearsal = is_rehearsal(events)
-    unbuilt = {stage["name"] for stage in stages if stage["state"] == "not built"}
+    unbuilt = (
+        set(recipe["stages"]) - set(modules)
+        if modules
+        else {s["name"] for s in stages if s["state"] == "not built"}
+    )
     shown: dict[str, Any] = {
         "run": run_folder.resolve().name,
         "stages": stages,
