@@ -1,4 +1,4 @@
-"""Damaged, foreign and oversized input: told once, and the rest goes on."""
+"""Damaged, foreign and oversized input: reported once, and the rest is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from badinput_room import Skips, config, read, with_a_good_file
+from badinput_helpers import Skips, config, read, with_a_good_file
 
 from ikirere.corpus.readers import fingerprint
 from ikirere.corpus.readers.formats.jsonl import jsonl_documents
@@ -82,7 +82,7 @@ def test_damage_inside_a_compressed_file(folder: Path, packed: str) -> None:
     (folder / f"bad.jsonl{packed}").write_bytes(whole)
     documents, skipped = read(folder)
     reasons = [r for _, r in skipped]
-    assert reasons[-1] in DAMAGED and all(place.startswith(f"n/bad.jsonl{packed}") for place, _ in skipped)
+    assert reasons[-1] in DAMAGED and all(where.startswith(f"n/bad.jsonl{packed}") for where, _ in skipped)
     assert "good\n" in [d.text for d in documents]
 
 
@@ -142,14 +142,14 @@ def test_a_huge_line_is_left_out_without_being_held(folder: Path) -> None:
         handle.write(b'{"text": "before"}\n{"text": "')
         for _ in range(100):
             handle.write(b"x" * 1_000_000)
-        handle.write(b'"}\n{"text": "behind"}\n')
+        handle.write(b'"}\n{"text": "after"}\n')
     tracemalloc.start()
     try:
         documents, skipped = read(folder)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert {d.text for d in documents} == {"good\n", "before", "behind"}
+    assert {d.text for d in documents} == {"good\n", "before", "after"}
     assert skipped == [("n/huge.jsonl:2", "too-long-line")]
     assert peak < 2.2 * LARGEST  # the pieces of the line's beginning and the line joined of them, no more
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from badinput_room import config, read, with_a_good_file
+from badinput_helpers import config, read, with_a_good_file
 
 from ikirere.corpus.readers import size
 

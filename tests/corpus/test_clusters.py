@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from near_room import document, edited, prose, searcher, similarity
+from near_helpers import document, edited, prose, searcher, similarity
 
 from ikirere.corpus.dedup import lsh as bands
 from ikirere.corpus.dedup.clusters import Crowd, components, decide

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_room import corpus, products, questions, text
+from build_helpers import corpus, products, questions, text
 
 from ikirere.corpus.build import pipeline
 from ikirere.corpus.build.ingest import read_sources

@@ -1,4 +1,4 @@
-"""Evaluation sets by name: which are known, where they are read from, and what is said of missing ones."""
+"""Evaluation sets by name: which are known, where they are read from, and what is reported of missing ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from ikirere.recipe.yamlio import parse
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evaluation_room import benchmarks_in, jsonl, only, put
+from evaluation_helpers import benchmarks_in, jsonl, only, put
 
 from ikirere.corpus.contamination.evaluation_sets import (
     SETS,
@@ -109,19 +109,19 @@ def test_an_unknown_name_is_answered_with_the_known_ones(spec: str) -> None:
     assert not isinstance(error.value, SetMissing)
 
 
-# ------------------------------------------------------------ other places
+# ------------------------------------------------------------ other locations
 
 SOLUTION = "534678912672195348198342567859761423426853791713924856961537284287419635345286179"
 PUZZLE = "53..7....6..195....98....6.8...6...34..8.3..17...2...6.6....28....419..5....8..79"
 
 
 @pytest.mark.parametrize(
-    "place",
+    "subfolder",
     ["sudoku_extreme/test.csv", "sudoku-extreme/data/test-00000.parquet", "sudoku-extreme/test.jsonl.gz"],
 )
-def test_a_folder_in_the_hubs_form_stands_in_for_the_dataset(mirror: Path, place: str) -> None:
+def test_a_folder_in_the_hubs_form_stands_in_for_the_dataset(mirror: Path, subfolder: str) -> None:
     row = {"source": "s", "question": PUZZLE, "answer": SOLUTION, "rating": 3}
-    path = put(mirror / place, ",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
+    path = put(mirror / subfolder, ",".join(row) + "\n" + ",".join(map(str, row.values())) + "\n")
     if path.suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist([row]), path)
     elif path.suffix == ".gz":
@@ -133,7 +133,7 @@ def test_a_folder_in_the_hubs_form_stands_in_for_the_dataset(mirror: Path, place
 
 
 def test_rows_of_the_hub_are_read_in_its_columns(mirror: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the hub's own library, on a folder in place of the address."""
+    """With the hub's own library, on a folder instead of the address."""
     rows = [{"activity_label": "Roofing", "ctx": "A man", "endings": ["a", "b", "c", "d"], "label": "2"}]
     put(mirror.parent / "elsewhere/validation.jsonl", jsonl(*rows))
     known = reading.EvaluationSet(SETS["hellaswag:validation"].family, "", f"{mirror.parent / 'elsewhere'}")

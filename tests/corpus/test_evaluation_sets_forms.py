@@ -1,4 +1,4 @@
-"""Evaluation sets on disk: what is read of each form, and what is said of a damaged one."""
+"""Evaluation sets on disk: what is read of each form, and what is reported of a damaged one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from evaluation_room import benchmarks_in, jsonl, only, put
+from evaluation_helpers import benchmarks_in, jsonl, only, put
 
 from ikirere.corpus.contamination.evaluation_sets import Item, SetMissing, read_evaluation_set
 from ikirere.errors import UserError

@@ -250,4 +250,4 @@ def test_any_bytes_are_documents_or_have_a_reason(
     mapper = RowMapper("n", "d", Columns())
     found = list(read_file(path, "f", mapper, lambda *s: skipped.append(s)))
     assert found or skipped
-    assert all(place.startswith("f") and reason for place, reason in skipped)
+    assert all(where.startswith("f") and reason for where, reason in skipped)

@@ -1,4 +1,4 @@
-"""The hub: going on where one was, mirrors in its place, and its ways to fail."""
+"""The hub: continuing a stream, mirrors instead of it, and its ways to fail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub_room import ARC, PAIR, ROWS, as_json_gz, as_parquet, read, set_apart
+from hub_helpers import ARC, PAIR, ROWS, as_json_gz, as_parquet, read, set_apart
 
 from ikirere.corpus.readers import SourcePosition, fingerprint, open_source, size
 from ikirere.corpus.readers.hub import HubSource
@@ -30,7 +30,7 @@ def _apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_apart(tmp_path, monkeypatch)
 
 
-# ---------------------------------------------------------------- going on where one was
+# ---------------------------------------------------------------- continuing a stream
 
 
 def texts(rows: list[str]) -> list[dict[str, Any]]:
@@ -42,21 +42,21 @@ def test_hub_goes_on_at_any_row(tmp_path: Path, make: Any) -> None:
     copy = make(tmp_path / "copy", texts(["one", "", "two", "three", " ", "four"]))
     config = Hub(kind="hub", name="n", domain="d", dataset=copy, max_bytes=12)
     skips: list[tuple[str, str]] = []
-    whole, places, told = [], [SourcePosition()], [0]
+    whole, positions, reported = [], [SourcePosition()], [0]
     reading = open_source(config, tmp_path, lambda *s: skips.append(s))
     for document in reading:
         whole.append(document)
-        places.append(reading.position)
-        told.append(len(skips))
+        positions.append(reading.position)
+        reported.append(len(skips))
     assert [d.text for d in whole] == ["one", "two", "three", "four"]
-    assert places[2] == SourcePosition(2, 6, 3)
+    assert positions[2] == SourcePosition(2, 6, 3)
     for k in range(len(whole) + 1):
-        for start in (k, places[k]):
+        for start in (k, positions[k]):
             after: list[tuple[str, str]] = []
             assert (
                 list(open_source(config, tmp_path, lambda *s, a=after: a.append(s), start=start)) == whole[k:]
             )
-            assert after == (skips[told[k] :] if k < len(whole) else [])
+            assert after == (skips[reported[k] :] if k < len(whole) else [])
 
 
 def test_hub_skips_rows_without_reading_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

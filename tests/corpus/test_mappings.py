@@ -10,7 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from hub_room import ROWS, SOLVED, as_json_gz, as_parquet, read, set_apart
+from hub_helpers import ROWS, SOLVED, as_json_gz, as_parquet, read, set_apart
 
 from ikirere.corpus.readers.presets import (
     PRESETS,

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from near_room import SCHEMA, document, edited, identity, one_worker, prose, searcher, similarity, write
+from near_helpers import SCHEMA, document, edited, identity, one_worker, prose, searcher, similarity, write
 
 import ikirere.corpus.dedup.near as near
 from ikirere.corpus.dedup import lsh as bands

@@ -21,7 +21,7 @@ texts = st.lists(
 
 
 def plain_words(text: str) -> list[str]:
-    """Word by word, as the module's docstring says it."""
+    """Word by word, as the module's docstring defines it."""
     words, open_word = [], False
     for c in unicodedata.normalize("NFKC", text).casefold():
         category = unicodedata.category(c)
@@ -126,11 +126,11 @@ def test_an_index_finds_what_is_in_it(
     for key, value in rows:
         known[key].append(value)
     wanted = [*others, *known, 7]
-    places, found = index.find(np.array(wanted, np.uint64))
-    assert [wanted[p] for p in places] == [key for key in wanted if key in known]
+    positions, found = index.find(np.array(wanted, np.uint64))
+    assert [wanted[p] for p in positions] == [key for key in wanted if key in known]
     owner, postings = index.expand(found)
-    assert [(wanted[places[o]], int(p)) for o, p in zip(owner, postings)] == [
-        (wanted[p], value) for p in places for value in sorted(known[wanted[p]])
+    assert [(wanted[positions[o]], int(p)) for o, p in zip(owner, postings)] == [
+        (wanted[p], value) for p in positions for value in sorted(known[wanted[p]])
     ]
 
 

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_room import text
+from build_helpers import text
 
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document
 from ikirere.corpus.parts import TABLE, Part, part_name, read_part, write_part, write_view

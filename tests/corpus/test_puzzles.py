@@ -14,7 +14,7 @@ import pytest
 from pydantic import ValidationError
 
 sys.path.insert(0, str(Path(__file__).parent))
-from puzzle_room import GENERATORS, made, thousand
+from puzzle_helpers import GENERATORS, made, thousand
 
 from ikirere.corpus.document import Document
 from ikirere.corpus.readers import fingerprint, open_source, size

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from puzzle_room import made, thousand
+from puzzle_helpers import made, thousand
 
 from ikirere.corpus.document import Document
 

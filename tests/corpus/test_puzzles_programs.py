@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from puzzle_room import thousand
+from puzzle_helpers import thousand
 
 from ikirere.corpus.document import Document
 from ikirere.corpus.readers.puzzles import grid_transforms

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from puzzle_room import made, thousand
+from puzzle_helpers import made, thousand
 
 from ikirere.corpus.document import Document
 from ikirere.corpus.readers.puzzles.sudoku import dig, is_solution, shuffled, solutions

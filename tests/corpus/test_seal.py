@@ -1,4 +1,4 @@
-"""Splits that near-duplicates cannot straddle, and the seal that says so."""
+"""Splits that near-duplicates cannot straddle, and the seal that proves it."""
 
 from __future__ import annotations
 

@@ -259,7 +259,7 @@ def test_interleave_cuts_the_large() -> None:
     assert sum(d.group == "small" for d in found) == 5
 
 
-# ---------------------------------------------------------------- going on
+# ---------------------------------------------------------------- continuing
 
 
 TASK = {
@@ -283,7 +283,7 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_every_kind_goes_on_where_it_was(
     kind: str, corpus: Path, hub: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From any document on, by a number or a place, the documents, the limit and the ledger's rows are those of a
+    """From any document on, by a number or a position, the documents, the limit and the ledger's rows are those of a
     reading that was never interrupted."""
     if kind == "hub":
         pytest.importorskip("datasets")
@@ -301,22 +301,22 @@ def test_every_kind_goes_on_where_it_was(
     source = config(kind=kind.split(",")[0], **common, **KINDS[kind])
     skips: list[tuple[str, str]] = []
     whole: list[Document] = []
-    places, told = [SourcePosition()], [0]
+    positions, reported = [SourcePosition()], [0]
     reading = open_source(source, tmp_path, lambda *found: skips.append(found))
     for document in reading:
         whole.append(document)
-        places.append(reading.position)
-        told.append(len(skips))
-    assert len(whole) > 1 and places[-1].n_bytes == sum(d.n_bytes for d in whole)
+        positions.append(reading.position)
+        reported.append(len(skips))
+    assert len(whole) > 1 and positions[-1].n_bytes == sum(d.n_bytes for d in whole)
     # The environment takes a second to open.
     points = {len(whole) // 2} if "environment" in kind else {*range(12), len(whole) - 1, len(whole)}
     for k in points & {*range(len(whole) + 1)}:
-        for start in (k, places[k]):
+        for start in (k, positions[k]):
             after: list[tuple[str, str]] = []
             again = open_source(source, tmp_path, lambda *found, a=after: a.append(found), start=start)
-            assert list(again) == whole[k:] and again.position == places[-1]
-            full = source.max_bytes is not None and places[-1].n_bytes >= source.max_bytes
-            assert after == skips[told[k] :] or (k == len(whole) and full)
+            assert list(again) == whole[k:] and again.position == positions[-1]
+            full = source.max_bytes is not None and positions[-1].n_bytes >= source.max_bytes
+            assert after == skips[reported[k] :] or (k == len(whole) and full)
 
 
 def test_a_source_that_has_shrunk_is_named(corpus: Path) -> None:

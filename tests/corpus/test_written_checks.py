@@ -1,4 +1,4 @@
-"""The checks of a build see what was written, whatever its steps said."""
+"""The checks of a build see what was written, whatever its steps reported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from build_room import corpus, documents, questions, text
+from build_helpers import corpus, documents, questions, text
 
 from ikirere.corpus.build import pipeline, written_checks
 from ikirere.corpus.build.pipeline import build

@@ -87,7 +87,7 @@ def verify(
         Path, typer.Argument(metavar="FOLDER", help="A snapshot, or a run's data folder.", show_default=False)
     ],
 ) -> None:
-    """Hash every file of a snapshot again and name what is not as its manifest says."""
+    """Hash every file of a snapshot again and name what differs from its manifest."""
 
     def action() -> int:
         from ikirere.corpus.publish.manifest import read_manifests

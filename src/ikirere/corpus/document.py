@@ -33,7 +33,7 @@ class Document:
     """A text and where it comes from.
 
     group: what is kept on one side of the split (a distribution, a file, a value of `group_field`).
-    licence: SPDX expression, `unknown` where nothing is declared. lang: as the source says, '' where it does not.
+    licence: SPDX expression, `unknown` where nothing is declared. lang: as the source declares it, '' where it does not.
     url: where it was published, '' where unknown. family: id that near-duplicates share; '' until it is known.
     order: position in the reading order of all sources; of two copies the lower one is kept.
     id: the first 32 hex digits of the text's sha256 as it was read; equal texts have equal ids on any machine.

@@ -1,6 +1,6 @@
 """What runs the data steps: Daft, natively on this machine or on a Ray cluster.
 
-The logic lives in plain functions over Arrow tables. Daft deals them out: `each` runs one function on one file
+The logic lives in plain functions over Arrow tables. Daft distributes the work: `each` runs one function on one file
 per task, `frame` opens files as a lazy table for relational work. Results never depend on which engine ran or in
 which order tasks ended: files keep their names, and rows are sorted before they count.
 """

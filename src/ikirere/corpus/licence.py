@@ -175,7 +175,7 @@ def spdx(text: str | None) -> str:
     text = (text or "").strip()
     if not text or text.lower() == UNKNOWN:
         return UNKNOWN
-    if text == "NOASSERTION":  # SPDX's own word for "nobody says"
+    if text == "NOASSERTION":  # SPDX's own word for "nothing is declared"
         return text
     if text.startswith("License ::"):
         return CLASSIFIERS.get(text.split("::")[-1].strip().lower(), UNKNOWN)

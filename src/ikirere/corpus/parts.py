@@ -78,13 +78,13 @@ class Part:
     def _left(self, table: pa.Table, numbers: npt.NDArray[np.int64]) -> pa.Table:
         if self.families is None:
             return table
-        places = np.searchsorted(self.rows, numbers)
-        there = places < len(self.rows)
-        there[there] = self.rows[places[there]] == numbers[there]
+        positions = np.searchsorted(self.rows, numbers)
+        there = positions < len(self.rows)
+        there[there] = self.rows[positions[there]] == numbers[there]
         table = table.filter(pa.array(there))
         if "family" in table.column_names:
             index = table.schema.get_field_index("family")
-            table = table.set_column(index, "family", self.families.take(pa.array(places[there])))
+            table = table.set_column(index, "family", self.families.take(pa.array(positions[there])))
         return table
 
 

@@ -1,4 +1,4 @@
-"""Decontamination: what the step drops, keeps and says, however its input is cut."""
+"""Decontamination: what the step drops, keeps and reports, however its input is cut."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from decontamination_room import decontaminator, empty_mirror, kept, logged, prepared, table, words
+from decontamination_helpers import decontaminator, empty_mirror, kept, logged, prepared, table, words
 
 from ikirere.corpus.contamination.evaluation_sets import SetMissing
 from ikirere.corpus.steps.decontaminate import Decontaminator

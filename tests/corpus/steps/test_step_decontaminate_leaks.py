@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from decontamination_room import decontaminator, empty_mirror, kept, logged, prepared, table, words
+from decontamination_helpers import decontaminator, empty_mirror, kept, logged, prepared, table, words
 
 from ikirere.corpus.readers.arc import altered, parse_task, serialise
 from ikirere.corpus.readers.presets import sudoku_rows

@@ -112,7 +112,7 @@ def test_arc_tasks_of_the_second_edition_that_are_evaluated_in_the_first(
         if item.id in expected:
             texts.append(serialise(altered(whole, draw.randrange(8), "".join(draw.sample("0123456789", 10)))))
             ids.append(item.id)
-    found = [ids[place] for place in dropped(step(table(texts)))]
+    found = [ids[position] for position in dropped(step(table(texts)))]
     # caa06a1f shows the test pair of the evaluation task 50a16a69 in other colours; the other 623 tasks stay.
     assert sorted(found) == sorted([*expected, *expected, "caa06a1f"])
 

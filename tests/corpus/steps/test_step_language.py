@@ -1,4 +1,4 @@
-"""Which language a document is in, and what is looked at to tell."""
+"""Which language a document is in, and what is looked at to decide."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Personal data and credentials: what is found, what is left alone, and that no value stays behind."""
+"""Personal data and credentials: what is found, what is left alone, and that no value is left."""
 
 from __future__ import annotations
 

@@ -84,9 +84,9 @@ def test_counts_are_those_of_looking_at_every_place(found: list[str]) -> None:
     lower = tuple(word.lower() for word in found)
     hits = [
         entry
-        for place in range(len(lower))
+        for position in range(len(lower))
         for entry in entries
-        if lower[place : place + len(entry)] == entry
+        if lower[position : position + len(entry)] == entry
     ]
     matches, matched, every = listed.count(" ".join(found))
     assert (matches.total(), matched, every) == (len(hits), sum(map(len, hits)), len(found))

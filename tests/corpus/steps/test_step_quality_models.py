@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from quality_room import context, table
+from quality_helpers import context, table
 
 from ikirere.corpus.steps import make_step
 from ikirere.corpus.steps.quality import QualityFilter
@@ -115,7 +115,7 @@ def test_models_drop_what_is_unlike_the_seed(tmp_path: Path) -> None:
         < np.median([r["perplexity"] for r in of["shops"]]) / 3
     )
     assert min(r["classifier"] for r in of["papers"]) > 0.5 > max(r["classifier"] for r in of["shops"])
-    for name, group in of.items():  # the quantile keeps the share that it says
+    for name, group in of.items():  # the quantile keeps the share that it names
         kept = sum(row["perplexity"] <= summary["thresholds"][name] for row in group)
         assert kept == 32
     for row in outcome.ledger.to_pylist():
@@ -169,7 +169,7 @@ def test_parts_and_order_do_not_matter_and_the_step_can_be_sent(tmp_path: Path) 
     assert whole.kept.equals(pa.concat_tables([part.kept for part in cut]).combine_chunks())
     assert whole.ledger.equals(pa.concat_tables([part.ledger for part in cut]))
     assert whole.logs["scores"].equals(pa.concat_tables([part.logs["scores"] for part in cut]))
-    assert len(pickle.dumps(sent)) < 10_000  # models that were opened stay behind
+    assert len(pickle.dumps(sent)) < 10_000  # models that were opened are not pickled
     assert one.fingerprint() == other.fingerprint()
 
 

@@ -1,4 +1,4 @@
-"""Quality by rules: every rule at its bound, C4's lines, what ledger and log say, and real texts."""
+"""Quality by rules: every rule at its bound, C4's lines, what ledger and log hold, and real texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from quality_room import context, table
+from quality_helpers import context, table
 
 from ikirere.corpus.steps.quality import MEASURES, QualityFilter
 from ikirere.corpus.steps.quality_rules import RULES, Rule, c4, c4_lines, sentences

@@ -45,25 +45,25 @@ def read_sources(
     """
     result = Read()
     for number, source in enumerate(data.sources):
-        place = folder / f"{number:02d}"
+        target = folder / f"{number:02d}"
         made = reader(source, recipe_folder)
         settings = [source.model_dump(mode="json"), PART_BYTES]
         key = json_sha256([*settings, "" if made.of_machine else made.fingerprint()])
         machine = made.fingerprint() if made.of_machine else ""
-        known, done = intact_json(place / "key.json"), intact_json(place / "done.json")
+        known, done = intact_json(target / "key.json"), intact_json(target / "done.json")
         if known is None or known["key"] != key or (done is None and known["machine"] != machine):
-            shutil.rmtree(place, ignore_errors=True)
-            place.mkdir(parents=True)
-            write_json(place / "key.json", {"key": key, "machine": machine})
+            shutil.rmtree(target, ignore_errors=True)
+            target.mkdir(parents=True)
+            write_json(target / "key.json", {"key": key, "machine": machine})
             done = None
         if done is None:
-            done = _SourceReader(source, number, recipe_folder, place, say).run(advance)
-            write_json(place / "done.json", done)
+            done = _SourceReader(source, number, recipe_folder, target, say).run(advance)
+            write_json(target / "done.json", done)
         else:
             advance(done["bytes"])
             say(f"source {source.name}: {done['documents']} documents read before")
-        result.parts += sorted(place.glob("part-*.parquet"))
-        result.ledgers += sorted(place.glob("skipped-*.parquet"))
+        result.parts += sorted(target.glob("part-*.parquet"))
+        result.ledgers += sorted(target.glob("skipped-*.parquet"))
         result.documents += done["documents"]
         result.n_bytes += done["bytes"]
     return result
@@ -83,16 +83,16 @@ class _SourceReader:
     source after it, both written before it: a part stands for everything up to its end."""
 
     def __init__(
-        self, source: Source, number: int, recipe_folder: Path, place: Path, say: Callable[[str], None]
+        self, source: Source, number: int, recipe_folder: Path, folder: Path, say: Callable[[str], None]
     ) -> None:
-        self.source, self.number, self.place, self.say = source, number, place, say
-        self.whole = sorted(place.glob("part-*.parquet"))
-        for leftover in place.glob(f"*{PART}"):
+        self.source, self.number, self.folder, self.say = source, number, folder, say
+        self.whole = sorted(folder.glob("part-*.parquet"))
+        for leftover in folder.glob(f"*{PART}"):
             leftover.unlink()
-        for ledger in place.glob("skipped-*.parquet"):
+        for ledger in folder.glob("skipped-*.parquet"):
             if ledger.with_name(ledger.name.replace("skipped", "part")) not in self.whole:
                 ledger.unlink()
-        last = place / f"place-{len(self.whole) - 1:05d}.json"
+        last = folder / f"place-{len(self.whole) - 1:05d}.json"
         self.start = SourcePosition(**read_json(last)) if self.whole else SourcePosition()
         self.reading = open_source(source, recipe_folder, self.skipped, say, start=self.start)
         self.rows: list[dict[str, Any]] = []
@@ -152,14 +152,14 @@ class _SourceReader:
             self._flush()
 
     def _write_skips(self, skips: list[LedgerRow], name: str) -> None:
-        with TableWriter(self.place / f"skipped-{name}.parquet", LEDGER_SCHEMA) as ledger:
+        with TableWriter(self.folder / f"skipped-{name}.parquet", LEDGER_SCHEMA) as ledger:
             for skip in skips:
                 ledger.add(skip)
 
     def _flush(self) -> None:
         name = f"{len(self.whole):05d}.parquet"
         self._write_skips(self.skips, name.removesuffix(".parquet"))
-        write_json(self.place / f"place-{len(self.whole):05d}.json", asdict(self.reading.position))
-        write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.place / f"part-{name}")
-        self.whole.append(self.place / f"part-{name}")
+        write_json(self.folder / f"place-{len(self.whole):05d}.json", asdict(self.reading.position))
+        write_table(pa.Table.from_pylist(self.rows, schema=DOCUMENT_SCHEMA), self.folder / f"part-{name}")
+        self.whole.append(self.folder / f"part-{name}")
         self.rows, self.skips, self.size = [], [], 0

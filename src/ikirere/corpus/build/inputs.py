@@ -56,10 +56,10 @@ def machine_inputs(data: Data, recipe_folder: Path) -> dict[str, str]:
 
 def against_files(name: str, recipe_folder: Path) -> list[Path]:
     """Parquet files of an entry of `near_duplicates.against`. Raises UserError where there is none."""
-    place = expand(name, AGAINST, recipe_folder)
-    files = [place] if place.is_file() else sorted(place.glob("**/*.parquet"))
+    path = expand(name, AGAINST, recipe_folder)
+    files = [path] if path.is_file() else sorted(path.glob("**/*.parquet"))
     if not files:
-        raise UserError(f"{AGAINST}: no Parquet file at {place}")
+        raise UserError(f"{AGAINST}: no Parquet file at {path}")
     return files
 
 

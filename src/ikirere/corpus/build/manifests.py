@@ -70,7 +70,7 @@ def write_manifests(
 
 
 def rewrite_manifests(folder: Path, version: str, mixtures: Weights) -> list[MixtureRow]:
-    """The same sets under this version, and these mixtures, in place of the manifests that are there."""
+    """The same sets under this version, and these mixtures, instead of the manifests that are there."""
     sets = {}
     for known in read_manifests(folder).values():
         if known["kind"] == "set":

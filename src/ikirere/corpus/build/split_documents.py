@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TypedDict
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +18,7 @@ from ikirere.common.files import atomic, write_json
 from ikirere.corpus.build.group_split import split
 from ikirere.corpus.document import DOCUMENT_SCHEMA
 from ikirere.corpus.parts import read_part
-from ikirere.corpus.seal import SEAL, SPLITS, documents_file, make_seal
+from ikirere.corpus.seal import SEAL, SPLITS, Seal, documents_file, make_seal
 
 Entry = tuple[str, str, str, str, int]  # domain, group, id, family, bytes of a document
 
@@ -42,7 +42,7 @@ class Divided:
     """Counts by domain, the seal, notes for the user."""
 
     domains: list[DomainRow]
-    seal: dict[str, Any]
+    seal: Seal
     notes: list[str]
 
 

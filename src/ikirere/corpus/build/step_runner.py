@@ -181,10 +181,10 @@ def gather_pass(out: Path, folder: Path, source_names: Sequence[str], mask: Mask
     """Ledgers and logs of a pass as `folder/<step>.parquet` and `folder/<step>-<log>.parquet`; their names."""
     made = []
     for kind in ("ledger", "logs"):
-        for place in sorted((out / kind).glob("*")):
-            files = [f for f in sorted(place.glob("*.parquet")) if f.stem in source_names]
+        for step in sorted((out / kind).glob("*")):
+            files = [f for f in sorted(step.glob("*.parquet")) if f.stem in source_names]
             if files:
                 schema = LEDGER_SCHEMA if kind == "ledger" else pq.read_schema(files[0])
-                gather(files, folder / f"{place.name}.parquet", schema, mask)
-                made.append(f"{folder.name}/{place.name}.parquet")
+                gather(files, folder / f"{step.name}.parquet", schema, mask)
+                made.append(f"{folder.name}/{step.name}.parquet")
     return made

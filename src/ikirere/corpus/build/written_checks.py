@@ -5,7 +5,7 @@ and confirmed by the exact Jaccard similarity; evaluation items are looked for i
 what a step rewrote after the others had judged it, and what LSH missed the first time, is counted too.
 
 Cost: each split is examined whole up to EXAMINED_BYTES of text, else in a sample of about that size, drawn by seed and
-ids; a check takes no longer than on that much text, whatever the corpus, but for reading the files once. The rows say
+ids; a check takes no longer than on that much text, whatever the corpus, but for reading the files once. The rows give
 how many documents and bytes were examined. Of a sample with the share p of a split, pairs inside the split are seen
 with probability p^2 only.
 """

@@ -15,18 +15,18 @@ shared test pair decides alone, else the share of the task's pairs.
 
 from __future__ import annotations
 
-import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ikirere.common.files import atomic_folder
 from ikirere.corpus.contamination.evaluation_sets import Item
 from ikirere.corpus.contamination.grid_pairs import canonical_hash, parse_pairs, signature
 from ikirere.corpus.contamination.ngrams import I64, U64, HashIndex, Words, span_hash, words_of
@@ -51,6 +51,21 @@ ITEM_SCHEMA = pa.schema(
 )
 
 
+class ItemRow(TypedDict):
+    """A row of ITEM_SCHEMA. prefix: hash of the first SHORT_WORDS words of a short text; not written."""
+
+    set: str
+    item: str
+    ngrams: int
+    question: int
+    short: int
+    whole: int
+    passage: bool
+    grids: bool
+    unmatchable: str
+    prefix: NotRequired[int]
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """What of one item is in one text. ngrams, of: matched distinct n-grams (pairs, for grids) and all of the
@@ -73,7 +88,7 @@ class _Builder:
     """Rows of an index while its sets are read, one after another."""
 
     n: int
-    items: list[dict[str, Any]] = field(default_factory=list)
+    items: list[ItemRow] = field(default_factory=list)
     grams: list[tuple[U64, npt.NDArray[np.uint32]]] = field(default_factory=list)
     prefixes: list[tuple[int, int]] = field(default_factory=list)
     pairs: list[tuple[int, int]] = field(default_factory=list)
@@ -110,8 +125,17 @@ class _Builder:
         for number, (item, (question, answer), start) in enumerate(
             zip(batch, counts.tolist(), starts.tolist())
         ):
-            row: dict[str, Any] = {"set": name, "item": item.id, "unmatchable": "", "passage": item.passage}
-            row |= {"grids": item.grids is not None, "ngrams": 0, "question": 0, "short": 0, "whole": 0}
+            row = ItemRow(
+                set=name,
+                item=item.id,
+                ngrams=0,
+                question=0,
+                short=0,
+                whole=0,
+                passage=item.passage,
+                grids=item.grids is not None,
+                unmatchable="",
+            )
             if item.grids is not None:
                 row["ngrams"] = len(item.grids)
                 row["unmatchable"] = "" if item.grids else "empty"
@@ -129,8 +153,8 @@ class _Builder:
 
     def _grids(self, number: int, item: Item) -> None:
         pairs = item.grids or ()
-        for place, pair in enumerate(pairs):
-            test = place >= len(pairs) - item.tests
+        for position, pair in enumerate(pairs):
+            test = position >= len(pairs) - item.tests
             self.pairs.append((int.from_bytes(canonical_hash(pair)[:8], "little"), number << 1 | test))
             self.signatures.add(signature(pair))
 
@@ -169,19 +193,15 @@ class _Builder:
                     self.prefixes.append((row["prefix"], number))
 
     def write(self, folder: Path) -> None:
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
         none = (np.empty(0, np.uint64), np.empty(0, np.uint32))
         hashes, postings = (np.concatenate(arrays) for arrays in zip(none, *self.grams))
-        HashIndex.write(part, "grams", hashes, postings)
-        for name, rows in (("short", self.prefixes), ("grids", self.pairs)):
-            keys, numbers = [key for key, _ in rows], [number for _, number in rows]
-            HashIndex.write(part, name, np.array(keys, np.uint64), np.array(numbers, np.uint32))
-        np.save(part / "signatures.npy", np.array(sorted(self.signatures), np.uint64))
-        pq.write_table(pa.Table.from_pylist(self.items, schema=ITEM_SCHEMA), part / "items.parquet")
-        shutil.rmtree(folder, ignore_errors=True)
-        part.replace(folder)
+        with atomic_folder(folder) as part:
+            HashIndex.write(part, "grams", hashes, postings)
+            for name, rows in (("short", self.prefixes), ("grids", self.pairs)):
+                keys, numbers = [key for key, _ in rows], [number for _, number in rows]
+                HashIndex.write(part, name, np.array(keys, np.uint64), np.array(numbers, np.uint32))
+            np.save(part / "signatures.npy", np.array(sorted(self.signatures), np.uint64))
+            pq.write_table(pa.Table.from_pylist(self.items, schema=ITEM_SCHEMA), part / "items.parquet")
 
 
 def build_index(sets: Iterable[tuple[str, Iterable[Item]]], n: int, folder: Path) -> None:
@@ -241,14 +261,14 @@ class LeakIndex:
         words = words_of(texts)
         hashes, firsts = words.ngrams(self.n)
         short = self._short_matches(words)
-        places, found = self.grams.find(hashes)
-        if not len(places) and not short:
+        positions, found = self.grams.find(hashes)
+        if not len(positions) and not short:
             return []
         # Distinct n-grams of each document, where they stand first.
-        documents = words.documents[firsts[places]]
+        documents = words.documents[firsts[positions]]
         _, once = np.unique(documents * (len(self.grams.hashes) + 1) + found, return_index=True)
         once.sort()
-        documents, found, places = documents[once], found[once], places[once]
+        documents, found, positions = documents[once], found[once], positions[once]
         owner, postings = self.grams.expand(found)
         item, asked = (postings >> 1).astype(np.int64), (postings & 1).astype(bool)
         own_share = self._document_shares(words.documents[firsts], hashes, documents, owner, item)
@@ -265,7 +285,7 @@ class LeakIndex:
             whole_item = count, int(self.total[number])
             question = count_asked, int(self.question[number]) or 1
             matched, of = max(whole_item, question, key=lambda share: share[0] / share[1])
-            stands = firsts[places[owner[rows]]]
+            stands = firsts[positions[owner[rows]]]
             pick = np.unique(np.linspace(0, len(stands) - 1, min(EXAMPLES, len(stands))).astype(int))
             examples = tuple(words.show(int(stands[p]), self.n) for p in pick)
             own = own_share.get((document, int(self.set[number])), 0.0) if self.passage[number] else 0.0
@@ -302,20 +322,20 @@ class LeakIndex:
         if self.n <= SHORT_WORDS or not len(self.short.hashes):
             return {}
         hashes, firsts = words.ngrams(SHORT_WORDS)
-        places, found = self.short.find(hashes)
+        positions, found = self.short.find(hashes)
         owner, numbers = self.short.expand(found)
         result: dict[tuple[int, int], str] = {}
-        for place, number in zip(firsts[places[owner]].tolist(), numbers.tolist()):
-            end = place + int(self.length[number])
-            document = int(words.documents[place])
+        for position, number in zip(firsts[positions[owner]].tolist(), numbers.tolist()):
+            end = position + int(self.length[number])
+            document = int(words.documents[position])
             if (
                 (document, number) in result
                 or end > len(words.hashes)
                 or words.documents[end - 1] != document
             ):
                 continue
-            if span_hash(words.hashes[place:end]) == int(self.whole[number]):
-                result[document, number] = words.show(place, end - place)
+            if span_hash(words.hashes[position:end]) == int(self.whole[number]):
+                result[document, number] = words.show(position, end - position)
         return result
 
     def _grid_matches(self, document: int, text: str) -> Iterator[Match]:
@@ -326,11 +346,11 @@ class LeakIndex:
             return
         own = {int.from_bytes(canonical_hash(pair)[:8], "little"): pair for pair in pairs}
         keys = np.array(sorted(own), np.uint64)
-        places, found = self.grids.find(keys)
+        positions, found = self.grids.find(keys)
         owner, postings = self.grids.expand(found)
         by_item: dict[int, list[tuple[int, bool]]] = defaultdict(list)
-        for place, posting in zip(places[owner].tolist(), postings.tolist()):
-            by_item[posting >> 1].append((int(keys[place]), bool(posting & 1)))
+        for position, posting in zip(positions[owner].tolist(), postings.tolist()):
+            by_item[posting >> 1].append((int(keys[position]), bool(posting & 1)))
         for number, shared in by_item.items():
             of = int(self.total[number])
             examples = []

@@ -24,12 +24,12 @@ from ikirere.corpus.readers.puzzles.grids import LONGEST_SIDE, Grid, to_grid
 
 Pair = tuple[Grid, Grid]  # input, output: a string per row, a character per cell
 
-# A grid in JSON or Python, behind its name.
+# A grid in JSON or Python, after its name.
 NAMED = re.compile(r"""["'](input|output)["']\s*:\s*(\[\s*\[[0-9\s,\[\]]*\]\s*\])""")
 NAMED_ROW = re.compile(r"\[([0-9\s,]*)\]")
 NUMBER = re.compile("[0-9]+")
-# Neighbouring lines that may be rows of grids, and such a row: single digits, apart by nothing, blanks, a
-# comma or a bar, with or without brackets; or a row of a Sudoku with its open cells, or of a maze.
+# Neighbouring lines that may be rows of grids, and such a row: single digits with nothing between them, or blanks,
+# a comma or a bar, with or without brackets; or a row of a Sudoku with its open cells, or of a maze.
 CELLS = r"[ \t0-9,|\[\];.#SGo\r]++"
 LINES = re.compile(rf"^{CELLS}$(?:\n{CELLS}$)*+", re.M)
 ROW = re.compile(
@@ -86,7 +86,7 @@ def board(cells: str) -> Grid:
 def parse_pairs(text: str, boards: bool = True) -> list[Pair]:
     """Pairs of grids that a document holds: objects with `input` and `output` in JSON or Python; grids as
     lines, and with `boards` those written as one string, each paired with the next one of its kind, whatever
-    stands between (but a grid behind the word `output` is no input). Empty for ordinary text."""
+    stands between (but a grid after the word `output` is no input). Empty for ordinary text."""
     pairs = _named(text) if "input" in text else []
     for (start, grid), (_, follower) in pairwise(_blocks(text)):
         if not text[max(0, start - 12) : start].rstrip(" :\r\n").lower().endswith("output"):

@@ -58,8 +58,10 @@ def _tables() -> tuple[npt.NDArray[np.uint8], U64, U64]:
     kinds[0xFE00:0xFE10] = HIDDEN  # variation selectors
     kinds[0xE0000:0xE01F0] = HIDDEN  # tags and more of them
     characters = splitmix(np.arange(1, 0x110001, dtype=np.uint64) * GOLDEN)
-    places = splitmix(np.arange(0x200000, 0x200000 + LONGEST_WORD, dtype=np.uint64) * GOLDEN) | np.uint64(1)
-    return kinds, characters, places
+    positions = splitmix(np.arange(0x200000, 0x200000 + LONGEST_WORD, dtype=np.uint64) * GOLDEN) | np.uint64(
+        1
+    )
+    return kinds, characters, positions
 
 
 def folded(text: str) -> str:
@@ -92,8 +94,8 @@ class Words:
 
     def show(self, first: int, count: int) -> str:
         """Words as text, one blank between them."""
-        places = zip(self.starts[first : first + count].tolist(), self.ends[first : first + count].tolist())
-        return " ".join(self.text[a:b] for a, b in places)
+        spans = zip(self.starts[first : first + count].tolist(), self.ends[first : first + count].tolist())
+        return " ".join(self.text[a:b] for a, b in spans)
 
     def ngrams(self, n: int, within: I64 | None = None) -> tuple[U64, I64]:
         """Hashes (uint64 [n-grams]) and first words (int64, ascending) of all n-grams that lie inside one
@@ -113,7 +115,7 @@ class Words:
 def words_of(texts: Sequence[str]) -> Words:
     """Words of texts, in order; a word never reaches over the end of a text. Holds about 40 bytes per
     character while it works."""
-    _, numbers, places = _tables()
+    _, numbers, positions = _tables()
     parts = [folded(text) for text in texts]
     joined = "\n".join(parts)
     codes, kinds = _characters(joined)
@@ -132,11 +134,11 @@ def words_of(texts: Sequence[str]) -> Words:
     ends = np.flatnonzero(inside & ~follows[1:]) + 1
     lengths = ends - starts
     firsts = np.cumsum(lengths) - lengths  # of each word, among the characters that belong to words
-    place = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(firsts, lengths)
+    position = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(firsts, lengths)
     if len(lengths) and lengths.max() > LONGEST_WORD:
-        place %= LONGEST_WORD
+        position %= LONGEST_WORD
     values = numbers.take(codes[inside])
-    values *= places.take(place)
+    values *= positions.take(position)
     hashes = splitmix(np.add.reduceat(values, firsts)) if len(firsts) else np.empty(0, np.uint64)
     borders = np.cumsum([0] + [len(part) + 1 for part in parts])
     documents = np.repeat(np.arange(len(parts)), np.diff(np.searchsorted(starts, borders)))
@@ -174,10 +176,10 @@ class HashIndex:
         order = np.lexsort((postings, hashes))
         distinct, starts = np.unique(hashes[order], return_index=True)
         bits = max(6, int(FILTER_BITS * max(1, len(distinct)) - 1).bit_length())
-        places = distinct >> np.uint64(64 - bits)
+        positions = distinct >> np.uint64(64 - bits)
         table = np.zeros(1 << (bits - 3), np.uint8)
         np.bitwise_or.at(
-            table, places >> np.uint64(3), np.left_shift(1, places & np.uint64(7)).astype(np.uint8)
+            table, positions >> np.uint64(3), np.left_shift(1, positions & np.uint64(7)).astype(np.uint8)
         )
         starts = np.append(starts, len(order)).astype(np.int64)
         arrays: tuple[npt.NDArray[np.generic], ...] = (distinct, starts, postings[order], table)
@@ -188,9 +190,9 @@ class HashIndex:
         """Positions in `wanted` (uint64 [m]) that are in the index, ascending, and which hash each is."""
         if not len(self.hashes):
             return np.empty(0, np.int64), np.empty(0, np.int64)
-        places = wanted >> self.shift
-        bits = self.filter.take((places >> np.uint64(3)).astype(np.int64))
-        bits >>= (places & np.uint64(7)).astype(np.uint8)
+        positions = wanted >> self.shift
+        bits = self.filter.take((positions >> np.uint64(3)).astype(np.int64))
+        bits >>= (positions & np.uint64(7)).astype(np.uint8)
         maybe = np.flatnonzero(bits & 1)
         order = np.argsort(wanted[maybe])  # neighbours in the index are looked up one after another
         found = np.empty(len(maybe), np.int64)

@@ -99,15 +99,15 @@ def prioritise(
     sources = pc.fill_null(pa.concat_arrays(columns["source"]), "").dictionary_encode()
     codes = sources.indices.to_numpy().astype(np.int32)
     firsts = pa.table({"source": sources.cast(pa.string()), "order": order}).slice(pinned).group_by("source")
-    places = firsts.aggregate([("order", "min")]).sort_by(
+    by_first = firsts.aggregate([("order", "min")]).sort_by(
         [("order_min", "ascending"), ("source", "ascending")]
     )
-    place = pc.index_in(sources.dictionary, places.column("source")).fill_null(-1).to_numpy()[codes]
+    source_rank = pc.index_in(sources.dictionary, by_first.column("source")).fill_null(-1).to_numpy()[codes]
     classes = _length_classes(lengths)
     ranking = pa.table(
         {
             "set": np.where(sets >= 0, sets, len(set_names)),
-            "place": place,
+            "source": source_rank,
             "class": np.where(sets >= 0, 0, -classes),
             "order": order,
             "id": ids,
@@ -226,9 +226,9 @@ def decide(
     found: list[tuple[int, int, float]] = []
     for rank in np.union1d(seconds, crowd).tolist():
         keeper: tuple[int, float] | None = None
-        for place in range(*spans.get(rank, (0, 0))):
-            if not gone[lower[place]]:
-                keeper = lower[place], similarity[place]
+        for pair in range(*spans.get(rank, (0, 0))):
+            if not gone[lower[pair]]:
+                keeper = lower[pair], similarity[pair]
                 break
         if keeper is None and rank in crowded and rank >= pinned:
             keeper = members.match(rank)

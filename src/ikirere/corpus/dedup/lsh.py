@@ -1,4 +1,4 @@
-"""Which documents share a band: sorted tables on disk, taken apart by ranges of keys.
+"""Which documents share a band: sorted tables on disk, partitioned by ranges of keys.
 
 Each piece of the input becomes one file of rows (key of a band, document), sorted by key. A range of keys is
 then read from all pieces, sorted in memory and cut into groups of equal keys. How many ranges there are

@@ -1,6 +1,6 @@
-"""Near-duplicates: MinHash bands propose pairs, the exact Jaccard similarity decides, a table says who stays.
+"""Near-duplicates: MinHash bands propose pairs, the exact Jaccard similarity decides, a table names the documents that stay.
 
-`find_near_duplicates` works through files: tables on disk bound its memory, and a run that was killed goes on
+`find_near_duplicates` works through files: tables on disk bound its memory, and a run that was killed continues
 with the pieces that are finished. What it finds depends neither on the engine, nor on how documents lie in
 files, nor on the memory allowed.
 
@@ -352,7 +352,7 @@ def _compare(
 
 
 def _set_names(against: Sequence[Path]) -> list[str]:
-    """The end of each path, as short as tells it from the others."""
+    """The end of each path, as short as distinguishes it from the others."""
     names = []
     for path in against:
         length = 1

@@ -57,7 +57,7 @@ def minhash(words: pa.Array, hashes: int, shingle_words: int, seed: int = SEED) 
     """Signatures, uint32 [texts, hashes], of texts as `normalised` returns them.
 
     A text with fewer words than a shingle has one shingle, of all of them; a text without words gets the
-    largest value in each place. seed: of the permutations.
+    largest value in each position. seed: of the permutations.
     """
     from daft import col
 
@@ -98,8 +98,8 @@ def shingle_sets(words: pa.Array, shingle_words: int) -> tuple[np.ndarray, np.nd
     windows = max(len(hashed) - shingle_words + 1, 0)
     rolled = np.full(windows, shingle_words, dtype=np.uint64)
     _absorb_first(rolled)
-    for place in range(shingle_words):
-        _absorb(rolled, hashed[place : place + windows])
+    for position in range(shingle_words):
+        _absorb(rolled, hashed[position : position + windows])
     rolled = _finished(rolled)
     sets = []
     for start, end, text in zip(ends[:-1].tolist(), ends[1:].tolist(), pc.not_equal(words, "").to_pylist()):
@@ -117,8 +117,8 @@ def _short(hashed: np.ndarray) -> np.ndarray:
     """The one shingle, uint64 [1], of all words."""
     value = np.full(1, len(hashed), dtype=np.uint64)
     _absorb_first(value)
-    for place in range(len(hashed)):
-        _absorb(value, hashed[place : place + 1])
+    for position in range(len(hashed)):
+        _absorb(value, hashed[position : position + 1])
     return _finished(value)
 
 

@@ -152,7 +152,7 @@ def compare(
 
 
 def _blocks(sizes: np.ndarray, begin: int) -> Iterator[tuple[int, int]]:
-    """Runs of documents with about VALUES_AT_ONCE shingles, as places from `begin` on."""
+    """Runs of documents with about VALUES_AT_ONCE shingles, as positions from `begin` on."""
     block = np.cumsum(sizes) // VALUES_AT_ONCE
     edges = [0, *(np.flatnonzero(np.diff(block)) + 1).tolist(), len(sizes)]
     for start, stop in pairwise(edges):

@@ -168,7 +168,7 @@ def read_manifests(root: Path) -> dict[str, Manifest]:
 
 
 def verify(root: Path) -> list[str]:
-    """Hash everything below `root` again; a line for each thing that is not as its manifest says, none where all is
+    """Hash everything below `root` again; a line for each file that differs from its manifest, none where all is
     well."""
     wrong = []
     try:

@@ -58,7 +58,7 @@ def push(data_folder: Path, target: str, say: Say = print) -> list[str]:
 def pull(source: str, target: Path, say: Say = print) -> list[str]:
     """Copy a snapshot (a local folder or `hf://user/name`) to `target` and verify it; the names of what is there.
 
-    Raises UserError naming the first thing that is not as its manifest says; then nothing is left at `target`.
+    Raises UserError naming the first file that differs from its manifest; then nothing is left at `target`.
     """
     if target.exists() and any(target.iterdir()):
         raise UserError(f"{target}: not empty; give a new folder")
@@ -73,7 +73,7 @@ def pull(source: str, target: Path, say: Say = print) -> list[str]:
         if wrong := verify(part):
             raise UserError(wrong[0].replace(str(part), source.rstrip("/")))
     names = sorted(read_manifests(target))
-    say(f"pulled {', '.join(names)} to {target}; every file as its manifest says")
+    say(f"pulled {', '.join(names)} to {target}; every file matches its manifest")
     return names
 
 

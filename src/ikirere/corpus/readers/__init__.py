@@ -1,6 +1,6 @@
 """Where documents come from: one small class per kind.
 
-A reader is made of its section of the recipe and the recipe's folder. `documents(skipped, say, start)` yields documents
+A reader is built from its section of the recipe and the recipe's folder. `documents(skipped, say, start)` yields documents
 in an order that only depends on what is read, from the `start`-th on, and calls `skipped(path, reason)` for what it
 cannot use. `fingerprint()` changes when what it would yield may change. `size()` estimates the bytes to come, for
 progress.
@@ -69,7 +69,7 @@ class Reading(Iterator[Document]):
     def _read(
         self, config: Source, recipe_folder: Path, skipped: Skipped, say: Say, start: int | SourcePosition
     ) -> Iterator[Document]:
-        # Of a number alone the bytes that count towards the limit are not known: the documents are read anew.
+        # Of a number alone the bytes that count towards the limit are not known: the documents are read again.
         wanted, past = start if isinstance(start, int) else 0, 0
 
         def report(path: str, reason: str) -> None:

@@ -103,7 +103,7 @@ class _Walk:
         top = os.path.realpath(root)
         self._enter(top, "", root)
         while self.links:
-            # Sorted anew, since a followed link adds its own: the order is that of the names alone.
+            # Sorted again, since a followed link adds its own: the order is that of the names alone.
             self.links.sort(key=lambda link: link[1], reverse=True)
             path, shown = self.links.pop()
             real = os.path.realpath(path)

@@ -137,8 +137,8 @@ class HubSource:
         for found in self._rows(row):
             self.row += 1
             # Rows without a group of their own are each a group: a dataset has no files that mean anything.
-            place = f"{self.wanted.name}:{self.row}"
-            if document := mapper.document(found, place, place, skipped):
+            where = f"{self.wanted.name}:{self.row}"
+            if document := mapper.document(found, where, where, skipped):
                 yield document
 
     def _rows(self, past: int) -> Iterator[dict[str, Any]]:
@@ -201,13 +201,13 @@ class _MirrorMapper(RowMapper):
             n in names or n.split(".")[0] in names for n in self.own.columns.text
         )
 
-    def require(self, names: Any, place: str) -> None:
+    def require(self, names: Any, where: str) -> None:
         if not self._is_own(set(names)):
-            super().require(names, place)
+            super().require(names, where)
 
-    def document(self, row: Row, place: str, file: str, skipped: Skipped) -> Document | None:
+    def document(self, row: Row, where: str, file: str, skipped: Skipped) -> Document | None:
         if self.own is not None and self._is_own(row):
-            return self.own.document(row, place, place, skipped)
+            return self.own.document(row, where, where, skipped)
         if "spdx" in row and value(row, self.columns.licence_field) is None:
             row = {**row, str(self.columns.licence_field): row["spdx"]}
-        return super().document(row, place, file, skipped)
+        return super().document(row, where, file, skipped)

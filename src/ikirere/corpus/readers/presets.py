@@ -18,7 +18,7 @@ _EVENT = re.compile(r"<issue_(?:start|comment|closed)>")  # between the events o
 
 @dataclass(frozen=True)
 class DatasetPreset:
-    """A dataset of the hub and what its columns mean. types: of its columns, where the file format does not say."""
+    """A dataset of the hub and what its columns mean. types: of its columns, where the file format does not give them."""
 
     name: str
     columns: Columns = field(default_factory=Columns)

@@ -117,7 +117,7 @@ def _read(handle: BufferedIOBase, largest: int) -> tuple[bytes, str | None]:
 def interleave(streams: Iterable[Callable[[], Iterator[Document]]], width: int = 64) -> Iterator[Document]:
     """Documents of many streams, always the one that takes its stream the least far in bytes, so that a limit cuts
     the large ones and not the last ones. At most `width` streams are open at a time, each with one document in
-    memory; a spent one makes room for the next."""
+    memory; one that has ended is replaced by the next."""
     waiting = enumerate(streams)
     heads: list[tuple[int, int, Document, Iterator[Document]]] = []
 

@@ -1,6 +1,6 @@
 """The steps between reading documents and splitting them: one file and one registry line each.
 
-A step of the registry is made of `StepContext`; `enabled` says by which section of `data` it is switched on.
+A step of the registry is built from `StepContext`; `enabled` names the section of `data` that switches it on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ STEPS: dict[str, tuple[str, str]] = {
 
 def make_step(name: str, context: StepContext) -> RowStep | None:
     """The step, or None where the recipe leaves it out."""
-    place, section = STEPS[name]
+    path, section = STEPS[name]
     if section and getattr(context.data, section) is None:
         return None
     if section == "decontaminate" and not context.data.evaluation_sets:
         return None
-    module, attribute = place.split(":")
+    module, attribute = path.split(":")
     made: RowStep = getattr(importlib.import_module(module), attribute)(context)
     return made

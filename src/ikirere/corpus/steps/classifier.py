@@ -1,7 +1,7 @@
 """Logistic regression on hashed words and pairs of words: how much a text reads like good text (scikit-learn).
 
 The set-up is that of GPT-3's filter (Brown et al. 2020, appendix A): text that is taken as good against text
-nobody has judged. So a low probability says "unlike the good text", not "bad", and a domain that is merely
+nobody has judged. So a low probability means "unlike the good text", not "bad", and a domain that is merely
 different is low too.
 """
 

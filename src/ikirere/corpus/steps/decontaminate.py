@@ -115,7 +115,7 @@ class Summary(TypedDict):
 
 class Decontaminator:
     """Documents that hold at least `min_coverage` of an evaluation item leave, reason `contaminated`; with
-    `drop: evaluation` they stay and the items are listed instead. `contamination_index` says what counts.
+    `drop: evaluation` they stay and the items are listed instead. `contamination_index` defines what counts.
 
     Logs: `matches`, also of documents that stay, and `evaluation-items`. `prepare` writes into its folder the
     index, `unmatchable.parquet` (items that are too short, or have nothing of their own, to be found) and
@@ -320,5 +320,5 @@ def _lines(summary: Summary) -> Iterator[str]:
     yield (
         f"{len(rows)} evaluation sets, {items} items, {summary['ngrams']} n-grams, "
         f"{summary['bytes'] / 1e6:.1f} MB in {summary['seconds']} s"
-        + (f"; {lost} items cannot be found (unmatchable.parquet says why)" if lost else "")
+        + (f"; {lost} items cannot be found (the reasons are in unmatchable.parquet)" if lost else "")
     )

@@ -72,8 +72,8 @@ class LanguageFilter:
     reaches `min_score`, or there are fewer than 60 bytes of prose. A document with so little prose and no
     declared language is kept.
 
-    Not covered: documents that mix languages are judged as a whole; the variants of one language are not told
-    apart.
+    Not covered: documents that mix languages are judged as a whole; the variants of one language are not
+    distinguished.
     """
 
     name: ClassVar[str] = "language"
@@ -100,7 +100,7 @@ class LanguageFilter:
         return f"py3langid {importlib.metadata.version('py3langid')}"
 
     def judge(self, text: str, declared: str) -> Detection:
-        """declared: the language as the source says ('en', 'pt-BR', '')."""
+        """declared: the language that the source declares ('en', 'pt-BR', '')."""
         found = probabilities(text)
         declared = declared.lower().replace("_", "-").split("-")[0]
         if not found:

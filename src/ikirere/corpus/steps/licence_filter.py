@@ -1,6 +1,6 @@
 """The licence of each document, and the recipe's policy on it.
 
-A document's licence is what its source says of it (row, metadata, licence file) and what its own head says: an
+A document's licence is what its source declares (row, metadata, licence file) and what its own head declares: an
 `SPDX-License-Identifier` line, or the notice of a well-known licence in the first lines. Where the two name different
 licences, both hold (AND); where the head forbids what the metadata allows, they are in conflict.
 """

@@ -61,11 +61,11 @@ def _discounted(counts: Ints) -> tuple[Floats, Floats]:
 
 
 def _find(keys: Ints, wanted: Ints) -> tuple[Ints, npt.NDArray[np.bool_]]:
-    """(place of each wanted number in the sorted keys, whether it is there)."""
+    """(position of each wanted number in the sorted keys, whether it is there)."""
     if not len(keys):
         return np.zeros(len(wanted), np.int64), np.zeros(len(wanted), np.bool_)
-    places = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return places, keys[places] == wanted
+    positions = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return positions, keys[positions] == wanted
 
 
 @dataclass
@@ -145,14 +145,14 @@ class NgramModel:
         if len(ids) < 3:
             return np.zeros(0)
         first, second, third = ids[:-2], ids[1:-1], ids[2:]
-        place, seen = _find(self.trigrams, (first << 2 * BITS) | (second << BITS) | third)
-        found = self.trigram_logs[place]
+        position, seen = _find(self.trigrams, (first << 2 * BITS) | (second << BITS) | third)
+        found = self.trigram_logs[position]
         rest = np.flatnonzero(~seen)
         second, third = second[rest], third[rest]
-        place, seen = _find(self.bigrams, (second << BITS) | third)
-        lower = np.where(seen, self.bigram_logs[place], self.word_weights[second] + self.word_logs[third])
-        place, seen = _find(self.contexts, (first[rest] << BITS) | second)
-        found[rest] = lower + np.where(seen, self.context_logs[place], 0.0)
+        position, seen = _find(self.bigrams, (second << BITS) | third)
+        lower = np.where(seen, self.bigram_logs[position], self.word_weights[second] + self.word_logs[third])
+        position, seen = _find(self.contexts, (first[rest] << BITS) | second)
+        found[rest] = lower + np.where(seen, self.context_logs[position], 0.0)
         return found - self.unknown_log * (ids[2:] == 0)
 
     def encode(self, text: Sequence[str]) -> Ints:

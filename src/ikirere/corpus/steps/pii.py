@@ -68,7 +68,7 @@ def replace(text: str, found: Sequence[Redaction]) -> str:
 
 
 def redact(text: str, kinds: Collection[str] = tuple(FINDERS)) -> tuple[str, list[Redaction]]:
-    """The text without personal data, and what was taken out, by its place in the text as it came in.
+    """The text without personal data, and what was taken out, by its position in the text as it came in.
 
     It looks again after each replacement, until nothing is found: a second call changes nothing. (What stands
     beside a placeholder may only then have a boundary there.)
@@ -107,7 +107,7 @@ class Redactor:
     not publish them.
 
     Not covered: names, postal addresses, birth dates, national identity numbers, and what the finders of
-    `pii_patterns` and `pii_secrets` say they do not find.
+    `pii_patterns` and `pii_secrets` name as not found.
     """
 
     name: ClassVar[str] = "pii"

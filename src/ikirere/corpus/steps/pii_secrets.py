@@ -85,12 +85,12 @@ def _candidates(text: str) -> Iterator[Span]:
                 yield match.span()
     for literals, pattern in _TOKENS:
         for literal in literals:
-            place = text.find(literal)
-            while place >= 0:
-                token = pattern.match(text, place)
+            position = text.find(literal)
+            while position >= 0:
+                token = pattern.match(text, position)
                 if token and entropy(token.group(pattern.groups)) >= MIN_ENTROPY:
                     yield token.span(pattern.groups)
-                place = text.find(literal, place + 1)
+                position = text.find(literal, position + 1)
     if "://" in text and "@" in text:
         for match in _URL_PASSWORD.finditer(text):
             value = match.group(1)

@@ -53,11 +53,11 @@ class WordList:
                 matched += n
         begun = present & self.phrases.keys()
         if begun:
-            for place, word in enumerate(words):
+            for position, word in enumerate(words):
                 if word not in begun:
                     continue
                 for phrase, category in self.phrases[word]:
-                    if tuple(words[place : place + len(phrase)]) == phrase:
+                    if tuple(words[position : position + len(phrase)]) == phrase:
                         matches[category] += 1
                         matched += len(phrase)
         return matches, matched, len(words)
@@ -104,7 +104,7 @@ class PolicyFilter:
     `max_share` of all its words. The ledger names the category and the counts, never the words; its excerpt
     is empty.
 
-    `scorer` is the place for a classifier: a function from text to a probability of breaking the policy,
+    `scorer` takes a classifier: a function from text to a probability of breaking the policy,
     above `max_score` of which a document goes too. None is shipped. A subclass sets it, and a line of the
     registry names the subclass; the function must be importable, deterministic and cheap to pickle.
 
@@ -134,8 +134,8 @@ class PolicyFilter:
     def fingerprint(self) -> str:
         """Of the word list and the scorer's name."""
         scorer = type(self).scorer
-        place = f"{scorer.__module__}:{scorer.__qualname__} {self.max_score}" if scorer is not None else ""
-        return f"{self.sha256} {place}"
+        named = f"{scorer.__module__}:{scorer.__qualname__} {self.max_score}" if scorer is not None else ""
+        return f"{self.sha256} {named}"
 
     def __call__(self, table: pa.Table) -> Outcome:
         ledger = LedgerBuilder(self.name)

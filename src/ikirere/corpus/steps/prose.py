@@ -56,7 +56,7 @@ def prose(text: str) -> str:
     without lines that are mostly digits and punctuation.
 
     Of a text of more than 18,000 characters its beginning, middle and end are looked at. Code that is
-    indented and reads like words is not told apart.
+    indented and reads like words is not recognised.
     """
     found = []
     for part in _windows(text):

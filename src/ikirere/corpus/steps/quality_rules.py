@@ -151,15 +151,15 @@ def ngram_shares(words: list[str]) -> tuple[list[float], list[float]]:
         ([0], np.cumsum(lengths + 1))
     )  # characters up to each word, one blank after every word
     total = max(int(ends[-1]) - 1, 1)
-    places: Ints = np.flatnonzero(np.bincount(ids)[ids] > 1) if len(words) else ids
-    grams = ids[places]
+    positions: Ints = np.flatnonzero(np.bincount(ids)[ids] > 1) if len(words) else ids
+    grams = ids[positions]
     for n in range(2, 11):
         repeated = np.zeros(len(words) + 1, np.bool_)
-        repeated[places] = True
-        fits = repeated[places + 1]
-        places, grams = places[fits], grams[fits]
+        repeated[positions] = True
+        fits = repeated[positions + 1]
+        positions, grams = positions[fits], grams[fits]
         _, first, grams, counts = np.unique(
-            grams * len(numbers) + ids[places + n - 1],
+            grams * len(numbers) + ids[positions + n - 1],
             return_index=True,
             return_inverse=True,
             return_counts=True,
@@ -168,23 +168,23 @@ def ngram_shares(words: list[str]) -> tuple[list[float], list[float]]:
             break
         if n <= 4:
             frequent = first[counts == counts.max()]
-            characters = (ends[places[frequent] + n] - ends[places[frequent]] - 1).max()
+            characters = (ends[positions[frequent] + n] - ends[positions[frequent]] - 1).max()
             top[n - 2] = min(1.0, float(counts.max() * characters) / total)
         else:
-            later = np.ones(len(places), np.bool_)
+            later = np.ones(len(positions), np.bool_)
             later[first] = False
-            copied[n - 5] = _covered(places[later], n, ends) / total
+            copied[n - 5] = _covered(positions[later], n, ends) / total
         again = counts[grams] > 1
-        places, grams = places[again], grams[again]
+        positions, grams = positions[again], grams[again]
     return top, copied
 
 
-def _covered(places: Ints, n: int, ends: Ints) -> int:
-    """Characters in the union of the n-grams that begin at these places, which are in order."""
-    stops = np.maximum.accumulate(places + n)
-    begins = np.concatenate(([True], places[1:] > stops[:-1])) if len(places) else np.zeros(0, np.bool_)
-    starts = places[begins]
-    last = stops[np.concatenate((begins[1:], [True]))] if len(places) else stops
+def _covered(positions: Ints, n: int, ends: Ints) -> int:
+    """Characters in the union of the n-grams that begin at these positions, which are in order."""
+    stops = np.maximum.accumulate(positions + n)
+    begins = np.concatenate(([True], positions[1:] > stops[:-1])) if len(positions) else np.zeros(0, np.bool_)
+    starts = positions[begins]
+    last = stops[np.concatenate((begins[1:], [True]))] if len(positions) else stops
     return int((ends[last] - ends[starts] - 1).sum())
 
 
@@ -210,7 +210,7 @@ _NOTICES = (
     "use of cookies",
     "use cookies",
 )
-# A sentence ends in marks, perhaps quotes or brackets, and what does not go on in lower case.
+# A sentence ends in marks, perhaps quotes or brackets, and is not followed by lower case.
 _SENTENCE = re.compile(r"[.!?]+[\"'”’)\]]*(?=\s+[^\sa-z]|\s*\Z)")
 
 

@@ -22,7 +22,7 @@ def draw(seed: int, identity: str) -> int:
 
 
 def fold(drawn: int) -> int:
-    """0 or 1, from the lowest bit; the order of the other bits says who is in a sample."""
+    """0 or 1, from the lowest bit; the order of the other bits decides what is in a sample."""
     return drawn % FOLDS
 
 
@@ -68,21 +68,21 @@ class Catalogue:
     ) -> npt.NDArray[np.bool_]:
         """Those with the lowest numbers drawn, of those marked: `most` documents, or as many as are needed to
         reach `n_bytes` of text, counting at most `cut` bytes of each."""
-        places = np.flatnonzero(among)
-        places = places[np.argsort(self.drawn[places], kind="stable")]
+        positions = np.flatnonzero(among)
+        positions = positions[np.argsort(self.drawn[positions], kind="stable")]
         if n_bytes is not None:
-            sizes = self.n_bytes[places] if cut is None else np.minimum(self.n_bytes[places], cut)
+            sizes = self.n_bytes[positions] if cut is None else np.minimum(self.n_bytes[positions], cut)
             before = np.cumsum(sizes) - sizes
-            places = places[before < n_bytes]
+            positions = positions[before < n_bytes]
         marked = np.zeros(len(self.part), np.bool_)
-        marked[places[:most]] = True
+        marked[positions[:most]] = True
         return marked
 
     def texts(self, parts: Sequence[Path], wanted: npt.NDArray[np.bool_]) -> Iterator[tuple[int, str]]:
-        """(place in the catalogue, text) of the documents marked, one part in memory at a time."""
+        """(position in the catalogue, text) of the documents marked, one part in memory at a time."""
         for number, part in enumerate(parts):
-            places = np.flatnonzero(wanted & (self.part == number))
-            if len(places):
+            positions = np.flatnonzero(wanted & (self.part == number))
+            if len(positions):
                 column = read_part(part, ["text"])["text"]
-                for place in places:
-                    yield int(place), column[int(self.row[place])].as_py()
+                for position in positions:
+                    yield int(position), column[int(self.row[position])].as_py()

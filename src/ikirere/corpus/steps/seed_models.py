@@ -52,8 +52,8 @@ class TrainingSummary:
 
 
 class SeedModels:
-    """The models of a folder, opened when a score is first asked for. Picklable: what was opened is left
-    behind."""
+    """The models of a folder, opened when a score is first asked for. Picklable: what was opened is not
+    pickled."""
 
     def __init__(self, folder: Path, seed: int) -> None:
         self.folder, self.seed = folder, seed
@@ -180,8 +180,8 @@ def _train_classifiers(
             chosen = catalogue.lowest(members & of_fold, most=CLASSIFIER_DOCUMENTS)
             # In the order drawn, not the parts': it must not matter how documents are cut into parts.
             ordered = sorted(
-                (int(catalogue.drawn[place]), place, text[:CHARACTERS])
-                for place, text in catalogue.texts(parts, chosen)
+                (int(catalogue.drawn[position]), position, text[:CHARACTERS])
+                for position, text in catalogue.texts(parts, chosen)
             )
             found[-1].append(features([text for _, _, text in ordered]))
     scores: list[list[Floats]] = [[], []]  # by side
@@ -201,8 +201,8 @@ def _thresholds(
     for number, domain in enumerate(catalogue.domains):
         chosen = catalogue.lowest(is_judged & (catalogue.domain == number), most=QUANTILE_DOCUMENTS)
         scores = []
-        for place, text in catalogue.texts(parts, chosen):
-            score = models.ngrams[1 - fold(int(catalogue.drawn[place]))].perplexity(text[:CUT])
+        for position, text in catalogue.texts(parts, chosen):
+            score = models.ngrams[1 - fold(int(catalogue.drawn[position]))].perplexity(text[:CUT])
             if score is not None:
                 scores.append(score)
         if scores:

@@ -1,4 +1,4 @@
-"""What a step on documents is: a pure function over Arrow tables that says what it dropped or changed, and why."""
+"""What a step on documents is: a pure function over Arrow tables that reports what it dropped or changed, and why."""
 
 from __future__ import annotations
 

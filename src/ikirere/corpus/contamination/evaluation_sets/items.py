@@ -14,9 +14,12 @@ from ikirere.errors import UserError
 Row = Mapping[str, Any]
 Family = Callable[[Iterable[Row]], Iterator["Item"]]
 
-# Names under which sets keep an item's own id; without one an item is named by its place in the set.
+# Names under which sets keep an item's own id; without one an item is named by its position in the set.
 ID_FIELDS = ("task_id", "id", "question_id", "name", "fname", "idx")
-FILE, NUMBER = "_file", "_number"  # what readers add to each row: the file's stem, and its place in the set
+FILE, NUMBER = (
+    "_file",
+    "_number",
+)  # what readers add to each row: the file's stem, and its position in the set
 # Prompt templates around the item: they differ from harness to harness and are no part of what leaks.
 LABELS = re.compile(
     r"^(?:Passage|Context|Question|Choices|Answer|Q|A):[^\S\n]*|^[A-E]\.[^\S\n]+"

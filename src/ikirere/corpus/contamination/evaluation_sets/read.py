@@ -94,8 +94,8 @@ def mirror_files(name: str) -> list[Path]:
     found = sorted(folder.glob(known.files)) if known.files else []
     if not found:
         short, split = name.split(":")
-        for place in (short, short.replace("_", "-")):
-            found += (p for p in sorted((folder / place).glob(f"**/*{split}*")) if ending(p) in FORMS)
+        for subfolder in (short, short.replace("_", "-")):
+            found += (p for p in sorted((folder / subfolder).glob(f"**/*{split}*")) if ending(p) in FORMS)
     return [path for path in found if path.is_file()]
 
 
@@ -133,16 +133,16 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
         yield from read_documents(path)
         return
     opener = OPENERS.get(path.suffix, open)
-    place = 0
+    number = 0
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as handle:  # type: ignore[operator]
             for row in text_rows(handle, ending(path)):
                 if not isinstance(row, dict):
                     raise ValueError("no JSON object")
                 yield row
-                place += 1
+                number += 1
     except (OSError, EOFError, ValueError, csv.Error) as error:
-        raise UserError(f"{KEY}: {path}, row {place + 1}: cannot be read ({error})") from None
+        raise UserError(f"{KEY}: {path}, row {number + 1}: cannot be read ({error})") from None
 
 
 def ending(path: Path) -> str:

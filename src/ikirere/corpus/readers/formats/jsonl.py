@@ -42,16 +42,16 @@ def jsonl_documents(
         with open_bytes(path) as handle:
             for line in _lines(handle, largest):
                 number += 1
-                place = f"{shown}:{number}"
+                where = f"{shown}:{number}"
                 if line is None:
                     rows = True
-                    skipped(place, TOO_LONG_LINE)
+                    skipped(where, TOO_LONG_LINE)
                 elif line.strip():
                     rows = True
                     row, reason = _row(line)
                     if reason is not None:
-                        skipped(place, reason)
-                    elif document := mapper.document(row, place, shown, skipped):
+                        skipped(where, reason)
+                    elif document := mapper.document(row, where, shown, skipped):
                         yield document
     except UnicodeDecodeError:
         skipped(f"{shown}:{number + 1}", UNDECODABLE)

@@ -51,10 +51,10 @@ def parquet_documents(path: Path, shown: str, mapper: RowMapper, skipped: Skippe
                 for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns):
                     for row in _rows(batch):
                         number += 1
-                        place = f"{shown}:{number}"
+                        where = f"{shown}:{number}"
                         if row is None:
-                            skipped(place, UNDECODABLE)
-                        elif document := mapper.document(row, place, shown, skipped):
+                            skipped(where, UNDECODABLE)
+                        elif document := mapper.document(row, where, shown, skipped):
                             yield document
             except BREAKS:
                 skipped(f"{shown}:{number + 1}", UNREADABLE)

@@ -109,17 +109,17 @@ class RowMapper:
         """Columns that are looked at."""
         return self.columns.named()
 
-    def require(self, names: Iterable[str], place: str) -> None:
+    def require(self, names: Iterable[str], where: str) -> None:
         """Raises UserError naming the columns where those of the text are not among them."""
         names = set(map(str, names))
         if missing := [n for n in self.columns.text if n not in names and n.split(".")[0] not in names]:
             raise UserError(
-                f"{place}: no field {', '.join(map(repr, missing))} (text_field of source {self.name!r}); "
+                f"{where}: no field {', '.join(map(repr, missing))} (text_field of source {self.name!r}); "
                 f"fields are {', '.join(sorted(names)) or 'none'}"
             )
 
-    def document(self, row: Row, place: str, file: str, skipped: Skipped) -> Document | None:
-        """place: file and row, for people. file: the group of rows that have none of their own.
+    def document(self, row: Row, where: str, file: str, skipped: Skipped) -> Document | None:
+        """where: file and row, for messages. file: the group of rows that have none of their own.
 
         Raises UserError where the first row of a file has no such column as the text's; a later row without it is
         skipped.
@@ -127,13 +127,13 @@ class RowMapper:
         values = [value(row, name) for name in self.columns.text]
         if any(v is None and name not in row for v, name in zip(values, self.columns.text)):
             if file not in self._good:
-                self.require(row, place)
-            skipped(place, BAD_ROW)
+                self.require(row, where)
+            skipped(where, BAD_ROW)
             return None
         self._good.add(file)
         text, reason = self._text(values)
         if reason is not None:
-            skipped(place, reason)
+            skipped(where, reason)
             return None
         own = value(row, self.columns.group)
         try:
@@ -141,14 +141,14 @@ class RowMapper:
                 text,
                 self.name,
                 file if own is None else f"{self.name}/{printable(str(own))}",
-                _filled(row, self.columns.path) or place,
+                _filled(row, self.columns.path) or where,
                 self.domain,
                 licence_id(value(row, self.columns.licence_field), self.columns.licence),
                 printable(str(value(row, self.columns.lang) or "")),
                 _filled(row, self.columns.url),
             )
         except UnicodeEncodeError:  # JSON may spell half of a surrogate pair
-            skipped(place, UNDECODABLE)
+            skipped(where, UNDECODABLE)
             return None
 
     def _text(self, values: list[Any]) -> tuple[str, str | None]:

@@ -112,7 +112,7 @@ def sort_columns(grid: Grid) -> Grid:
     return transpose(sort_rows(transpose(grid)))
 
 
-def _places(grid: Grid, coloured: bool) -> list[int]:
+def _positions(grid: Grid, coloured: bool) -> list[int]:
     """Cells that are coloured, or background, numbered by row with a number left out between rows, so that the last of
     a row is not beside the first of the next."""
     wide = len(grid[0]) + 1
@@ -142,7 +142,7 @@ def _painted(grid: Grid, cells: set[int], colour: str) -> Grid:
 def fill_enclosed(grid: Grid, colour: int) -> Grid:
     """Background that has no way to the border takes the colour."""
     wide, last = len(grid[0]) + 1, len(grid) - 1
-    free = set(_places(grid, False))
+    free = set(_positions(grid, False))
     border = [i for i in free if i // wide in (0, last) or i % wide in (0, wide - 2)]
     free.difference_update(border)
     _spread(border, free, wide)
@@ -152,14 +152,14 @@ def fill_enclosed(grid: Grid, colour: int) -> Grid:
 def keep_largest(grid: Grid) -> Grid:
     """Only the largest coloured thing stays: cells that hang together by their sides; of equal ones the first."""
     wide = len(grid[0]) + 1
-    places = _places(grid, True)
-    free = set(places)
+    positions = _positions(grid, True)
+    free = set(positions)
     best: list[int] = []
-    for i in places:
+    for i in positions:
         if i in free:
             free.discard(i)
             best = max(best, _spread([i], free, wide), key=len)
-    return _painted(grid, set(places).difference(best), "0")
+    return _painted(grid, set(positions).difference(best), "0")
 
 
 def outline(grid: Grid, colour: int) -> Grid:

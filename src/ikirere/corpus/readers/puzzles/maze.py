@@ -132,7 +132,7 @@ class Maze:
 
     def _way(self, cells: bytearray, width: int, draw: random.Random) -> list[int] | None:
         """A shortest path to a random goal from a cell among the farther ones, both included; None where it has fewer
-        cells than half of the sides together: a short path tells little."""
+        cells than half of the sides together: a short path shows little."""
         goal = draw.choice([i for i, cell in enumerate(cells) if cell == _OPEN] or [0])
         after = ways_to(cells, width, goal)
         path = [list(after)[int(len(after) * (0.4 + 0.6 * draw.random()))]]

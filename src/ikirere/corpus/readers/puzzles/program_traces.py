@@ -217,7 +217,7 @@ class ProgramTraces:
 
     def item(self, family: tuple[Program, CodeType, int], number: int, draw: random.Random) -> str:
         program, code, offset = family
-        # The first value alone tells the items of a family apart.
+        # The first value alone distinguishes the items of a family.
         first = (offset + 13 * number) % _FIRST
         for attempt in range(_TRIES):
             # Late tries begin at the values with which the program was tried out when it was drawn.

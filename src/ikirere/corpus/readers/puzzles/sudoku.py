@@ -165,11 +165,11 @@ def shuffled(
         cells = [c % 9 * 9 + c // 9 for c in cells]
     table = str.maketrans("123456789", "".join(draw.sample("123456789", 9)))
     take = itemgetter(*cells)
-    place = dict(zip(cells, range(CELLS)))
+    position = dict(zip(cells, range(CELLS)))
     return (
         "".join(take(puzzle)).translate(table),
         "".join(take(solution)).translate(table),
-        [place[i] for i in order],
+        [position[i] for i in order],
     )
 
 

@@ -57,7 +57,7 @@ def one_worker() -> Engine:
 
 
 def searcher(folder: Path) -> Callable[..., NearResult]:
-    """Texts or rows to the result, with few words per shingle unless told."""
+    """Texts or rows to the result, with few words per shingle unless set."""
 
     def run(
         given: Sequence[Any], against: Sequence[Sequence[str]] = (), parts: int = 1, **keys: Any
@@ -102,8 +102,8 @@ def prose(rng: random.Random, count: int) -> list[str]:
 def edited(rng: random.Random, text: list[str], target: float) -> str:
     """The text with words, punctuation and case changed, at about the Jaccard similarity `target`."""
     copy = list(text)
-    for place in rng.sample(range(len(copy)), round(len(copy) * (1 - target) / (1 + target) / 5)):
-        copy[place] = "other" + str(rng.randrange(1000))
+    for position in rng.sample(range(len(copy)), round(len(copy) * (1 - target) / (1 + target) / 5)):
+        copy[position] = "other" + str(rng.randrange(1000))
     if rng.random() < 0.3:
         copy[0] = copy[0].capitalize() + ","
     return ("\n" if rng.random() < 0.2 else " ").join(copy)

@@ -43,7 +43,7 @@ def read(
 def as_parquet(
     folder: Path, rows: list[dict[str, Any]], config: str = "default", split: str = "train"
 ) -> str:
-    """A dataset as the hub keeps it: data files and a card that says which split they are."""
+    """A dataset as the hub keeps it: data files and a card that names the split of each."""
     (folder / "data").mkdir(parents=True)
     half = (len(rows) + 1) // 2
     for n, part in enumerate(filter(None, (rows[:half], rows[half:]))):

@@ -1,4 +1,4 @@
-"""What the tests of bad input share: a reader that tells what it skipped, and a folder with one good file."""
+"""What the tests of bad input share: a reader that reports what it skipped, and a folder with one good file."""
 
 from __future__ import annotations
 
