@@ -129,11 +129,11 @@ def test_a_model_that_does_the_right_thing_is_right(kind: str, monkeypatch: pyte
     tokenizer = small_tokenizer()
     rows: list[Any] = list(conversations(kind, 6, 3, "heldout", []))
     monkeypatch.setattr(scripted_model, "SCRIPT", {question_of(row): _script(row) for row in rows})
-    told: list[int] = []
+    reported: list[int] = []
     scored = play(
-        Scripted(tokenizer), tokenizer, rows, Settings(max_num_seqs=4), on_done=lambda: told.append(1)
+        Scripted(tokenizer), tokenizer, rows, Settings(max_num_seqs=4), on_done=lambda: reported.append(1)
     )
-    assert len(told) == len(scored) == 6
+    assert len(reported) == len(scored) == 6
     assert [row["id"] for row in scored] == [row["id"] for row in rows]
     for row in scored:
         assert row["right_tool"] == 1 and row["finish_reason"] == "stop"

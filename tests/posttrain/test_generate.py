@@ -50,7 +50,7 @@ def rows(documents: dict[str, list[dict[str, Any]]]) -> dict[tuple[str, str], li
 def test_there_is_a_kind_for_each_of_the_recipes(rows: dict[tuple[str, str], list[Row]]) -> None:
     assert list(KINDS) == ["calculator", "units", "strings", "documents", "chat", "direct"]
     assert sum(len(o.plain) + len(o.stories) for o in OPERATIONS) >= 60
-    assert len(facts()) > 100 and len(CONVERSIONS) > 20 and sum(len(t.says) for t in TOPICS) > 150
+    assert len(facts()) > 100 and len(CONVERSIONS) > 20 and sum(len(t.prompts) for t in TOPICS) > 150
 
 
 @pytest.mark.parametrize("kind", KINDS)

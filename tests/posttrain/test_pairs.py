@@ -1,4 +1,4 @@
-"""Preference pairs: what is made, what is sampled, how they are encoded and dealt out."""
+"""Preference pairs: what is made, what is sampled, how they are encoded and batched."""
 
 from __future__ import annotations
 

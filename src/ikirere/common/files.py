@@ -107,21 +107,30 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
             handle.write(json.dumps(row, ensure_ascii=False) + "\n")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file. Raises UserError naming file and line."""
-    rows = []
+def iterate_rows(path: Path, blank_lines: bool = False) -> Iterator[tuple[int, Any]]:
+    """(line number, row) of a JSON-lines file, one line in memory at a time. blank_lines: skip them.
+
+    Raises UserError naming file and line, for a blank line too unless `blank_lines`.
+    """
     try:
         with path.open(encoding="utf-8") as handle:
             for number, line in enumerate(handle, 1):
+                if blank_lines and not line.strip():
+                    continue
                 try:
-                    rows.append(json.loads(line))
+                    row = json.loads(line)
                 except ValueError as error:
                     raise UserError(f"{path}:{number}: not JSON ({error})") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+                yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
-    return rows
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file. Raises UserError naming file and line."""
+    return [row for _, row in iterate_rows(path)]
 
 
 def canonical_json(value: Any) -> str:

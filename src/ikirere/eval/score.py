@@ -8,7 +8,7 @@
 - **right answer**: the final message ends by itself and its content passes
   `posttrain.generate.answer_is_right`, the one rule by which training pairs are judged too: for a number, it is
   the last number of the text, digit for digit, and the text holds no other number; for anything else, the text is
-  the answer, apart from white space, a leading "It is" and a last full stop.
+  the answer, except for white space, a leading "It is" and a last full stop.
 """
 
 from __future__ import annotations

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ikirere.common.files import file_sha256, json_sha256
+from ikirere.common.files import file_sha256, iterate_rows, json_sha256
 from ikirere.errors import UserError
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.sections import Dpo, Sft
@@ -56,22 +55,12 @@ def iterate_jsonl(name: str, recipe_folder: Path, key: str) -> Iterator[tuple[st
     Raises UserError naming key, file and line for a file that cannot be read or is empty, and a line that is not JSON.
     """
     path = located(name, recipe_folder)
+    if not path.is_file():
+        raise UserError(f"{key}: {path} cannot be read (no such file); give a JSONL file")
     rows = 0
-    try:
-        with path.open(encoding="utf-8") as handle:
-            for number, line in enumerate(handle, 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                except ValueError as error:
-                    raise UserError(f"{path}:{number}: not JSON ({error})") from None
-                rows += 1
-                yield f"{path}:{number}", row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error.reason} at byte {error.start})") from None
-    except OSError as error:
-        raise UserError(f"{key}: {path} cannot be read ({error.strerror}); give a JSONL file") from None
+    for number, row in iterate_rows(path, blank_lines=True):
+        rows += 1
+        yield f"{path}:{number}", row
     if not rows:
         raise UserError(f"{key}: {path} holds no rows")
 

@@ -63,6 +63,13 @@ class PlayedQuestion(TypedDict):
     sampled: int
 
 
+class ComparedQuestion(PlayedQuestion):
+    """The question as answered after training, and the answer of the model before it."""
+
+    messages_before: list[dict[str, Any]]
+    answer_tokens_before: int
+
+
 def answering_engine(model: Decoder, tokenizer: Tokenizer) -> Engine:
     """The engine that answers questions during post-training."""
     return Engine(model, tokenizer, MAX_NUM_SEQS, min(MAX_MODEL_LEN, model.config.max_position_embeddings))
@@ -160,7 +167,7 @@ def play(
 
 def before_and_after(
     before: Sequence[PlayedQuestion], after: Sequence[PlayedQuestion]
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ComparedQuestion]:
     """The rows of `after` with `messages_before` and `answer_tokens_before` of the same question."""
     for old, new in zip(before, after, strict=True):
         yield {

@@ -22,7 +22,7 @@ from ikirere.tokens.packing import best_fit
 
 def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[list[int]]:
     """Groups of indices whose lengths add up to at most `capacity`: `tokens.packing.best_fit`, with the indices of
-    equal lengths dealt in `order`. Every index is in one group. Lengths are within 1..capacity."""
+    equal lengths taken in `order`. Every index is in one group. Lengths are within 1..capacity."""
     by_length: dict[int, list[int]] = {}
     for index in order:
         by_length.setdefault(lengths[index], []).append(index)
@@ -47,9 +47,9 @@ def pack(lengths: Sequence[int], capacity: int, order: Sequence[int]) -> list[li
 class SftSource:
     """Batches of packed conversations, without end.
 
-    Every conversation comes once per epoch; each epoch is packed and shuffled anew from (seed, epoch), and a
+    Every conversation comes once per epoch; each epoch is packed and shuffled from (seed, epoch), and a
     batch that an epoch does not fill takes the first rows of the next. Conversations in a row do not see each
-    other (`document_ids`, positions from 0). The state is the number of packed rows dealt so far, exact, and the hash
+    other (`document_ids`, positions from 0). The state is the exact number of packed rows returned so far and the hash
     of the conversations: a state of other conversations, lengths or seeds is refused, one of another batch size is not.
 
     sequence_length in tokens; batch_size in packed rows over all ranks; rank, world: this rank and how many there

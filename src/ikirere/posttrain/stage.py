@@ -123,8 +123,8 @@ class SftStage(Stage):
             read: list[Row] = []
             for name in config.rows_files:
                 read += read_conversations(name, context.recipe_folder, tokenizer)
-            dealt = shares(config.mixture, max(1, config.rows - len(read)))
-            return made(dealt, "train", "documents-train.parquet") + read
+            wanted = shares(config.mixture, max(1, config.rows - len(read)))
+            return made(wanted, "train", "documents-train.parquet") + read
 
         def made(counts: Mapping[str, int], split: Split, documents: str) -> list[Row]:
             with context.progress(f"{split} conversations", sum(counts.values()), "rows") as bar:

@@ -31,7 +31,7 @@ def sample_documents(path: Path, seed: int) -> list[SourceDocument]:
 
 
 def shares(weights: Mapping[str, float], total: int) -> dict[str, int]:
-    """`total` dealt out by weight, by largest remainder; each kind of weight above 0 gets at least one.
+    """`total` distributed by weight, by largest remainder; each kind of weight above 0 gets at least one.
 
     Raises UserError for a weight of an unknown kind and where all are 0.
     """

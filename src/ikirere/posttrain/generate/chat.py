@@ -34,22 +34,22 @@ def _talk(rng: random.Random) -> tuple[str, str]:
         "place": rng.choice(PLACES),
         "number": rng.randrange(2, 3000),
     }
-    says = rng.choice(topic.says)
-    opening = rng.choice(OPENINGS) if len(says) > 12 else ""
+    prompt = rng.choice(topic.prompts)
+    opening = rng.choice(OPENINGS) if len(prompt) > 12 else ""
     draw = rng.random()
     if draw < 0.1:
-        says = says.rstrip(".!?")
-    if (draw > 0.9 or opening.endswith((", ", ": "))) and not says.startswith(("{", "I ", "Python")):
-        says = says[0].lower() + says[1:]
-    return opening + says.format(**values), rng.choice(topic.answers).format(**values)
+        prompt = prompt.rstrip(".!?")
+    if (draw > 0.9 or opening.endswith((", ", ": "))) and not prompt.startswith(("{", "I ", "Python")):
+        prompt = prompt[0].lower() + prompt[1:]
+    return opening + prompt.format(**values), rng.choice(topic.answers).format(**values)
 
 
 def exchange(rng: random.Random, context: GeneratorContext) -> list[dict[str, Any]]:
     """A short earlier exchange of the context's split."""
     while True:
-        says, answer = _talk(rng)
-        if context.mine(f"chat {says}"):
-            return [{"role": "user", "content": says}, {"role": "assistant", "content": answer}]
+        prompt, answer = _talk(rng)
+        if context.mine(f"chat {prompt}"):
+            return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
 def drafts(context: GeneratorContext) -> Iterator[ConversationDraft]:

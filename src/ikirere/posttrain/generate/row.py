@@ -1,4 +1,4 @@
-"""A generated conversation, and the one rule that says whether an answer is right."""
+"""A generated conversation, and the one rule that decides whether an answer is right."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 class Row(TypedDict):
     """One conversation, ready for the chat template and for checking.
 
-    messages: standard chat messages; the last user message is the question, what follows is the right course.
-    tools: OpenAI definitions offered, None where there are none. answer: what a right final answer says.
+    messages: standard chat messages; the last user message is the question, what follows is the right continuation.
+    tools: OpenAI definitions offered, None where there are none. answer: what a right final answer gives.
     """
 
     id: str
@@ -111,10 +111,10 @@ def _plain(text: str) -> str:
 
 
 def answer_is_right(answer: str, text: str) -> bool:
-    """Whether a final answer says `answer`.
+    """Whether a final answer gives `answer`.
 
     A number: it is the text's last number, digit for digit, and every other number of the text equals it.
-    Anything else: the text is the answer, apart from white space, a leading "It is" and a last full stop.
+    Anything else: the text is the answer, except for white space, a leading "It is" and a last full stop.
     """
     if _NUMBER.fullmatch(answer):
         found = _NUMBER.findall(text)

@@ -1,6 +1,6 @@
-"""Ordinary chat: what people say that needs no tool, and what is said back.
+"""Ordinary chat: messages that need no tool, and their answers.
 
-Each topic has things to say and one or more answers. `{name}`, `{item}`, `{place}` and `{number}` are filled.
+Each topic has prompts and one or more answers. `{name}`, `{item}`, `{place}` and `{number}` are filled.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Topic:
-    """Any of `says` is answered by any of `answers`."""
+    """Any of `prompts` is answered by any of `answers`."""
 
-    says: tuple[str, ...]
+    prompts: tuple[str, ...]
     answers: tuple[str, ...]
 
 
@@ -42,7 +42,7 @@ TOPICS = (
         (
             "Hi, I am {name}.", "Hello, my name is {name}.", "Hey, {name} here.", "I am {name}, nice to meet you.",
             "My name is {name}.", "This is {name}.", "You can call me {name}.", "Good morning, I am {name}.",
-            "ToolCall me {name}.", "They call me {name}.",
+            "Call me {name}.", "They call me {name}.",
         ),
         ("Hello, {name}! How can I help?",),
     ),
