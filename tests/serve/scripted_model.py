@@ -65,7 +65,7 @@ def small_tokenizer() -> Tokenizer:
 
 
 def small_model(seed: int = 0, context: int = 256, vocabulary: int = 600) -> Decoder:
-    """A random decoder of two layers whose logits are far enough apart to have one greedy course."""
+    """A random decoder of two layers whose logits are far enough apart to have one greedy continuation."""
     model = Decoder(ModelConfig(vocabulary, 32, 2, 4, 2, 64, context, qk_norm=True, initializer_range=0.3))
     model.reset_parameters(torch.Generator().manual_seed(seed))
     return model.eval()

@@ -181,8 +181,8 @@ def test_leaving_a_stream_aborts_it() -> None:
 
 def test_completions_are_reported_as_they_end() -> None:
     engine = Engine(small_model(), small_tokenizer(), max_num_seqs=2)
-    told: dict[int, Completion] = {}
+    reported: dict[int, Completion] = {}
     asked = [Request([20 + i], 1 + 5 * i, chat=False, ignore_end=True) for i in range(4)]
-    done = engine.generate(asked, on_done=told.__setitem__)
-    assert [told[i] for i in range(4)] == done
-    assert list(told) == sorted(told)
+    done = engine.generate(asked, on_done=reported.__setitem__)
+    assert [reported[i] for i in range(4)] == done
+    assert list(reported) == sorted(reported)

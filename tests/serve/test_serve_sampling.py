@@ -178,12 +178,12 @@ def test_stop_strings_cut_where_the_whole_text_would_be_cut(pieces: list[str], s
     reader = StopStrings(tuple(stops))
     shown = "".join([reader.push(piece) for piece in pieces]) + reader.flush()
     text = "".join(pieces)
-    places = [place for place in (text.find(stop) for stop in stops) if place >= 0]
-    assert reader.hit == bool(places)
+    positions = [position for position in (text.find(stop) for stop in stops) if position >= 0]
+    assert reader.hit == bool(positions)
     # Piece by piece the first string to be complete wins; none of the strings is ever shown whole.
     assert text.startswith(shown)
     assert not any(stop in shown for stop in stops)
-    if not places:
+    if not positions:
         assert shown == text
 
 

@@ -1,4 +1,4 @@
-"""The sandbox holds what it says it holds, in every mode that this machine has."""
+"""The sandbox enforces what it promises, in every mode that this machine has."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from ikirere.tools import registry
 
 PROMPT = "› "
 RESERVED = 64  # tokens of context kept free for an answer; the oldest exchanges are dropped for it
-HELP = "/reset starts anew · /tools switches the tools · /exit or Ctrl-D ends · Ctrl-C stops an answer"
+HELP = "/reset starts a new chat · /tools switches the tools · /exit or Ctrl-D ends · Ctrl-C stops an answer"
 
 
 class Screen:

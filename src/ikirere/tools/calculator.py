@@ -27,7 +27,7 @@ Number = int | float
 
 
 class CalculatorError(Exception):
-    """One line that says what is wrong with the expression."""
+    """One line that names what is wrong with the expression."""
 
 
 def _power(base: Number, exponent: Number) -> Number:
@@ -161,7 +161,7 @@ class Calculator:
     }
 
     def call(self, arguments: dict[str, Any]) -> ToolResult:
-        """{"expression": str} -> the number, or a line that says what is wrong."""
+        """{"expression": str} -> the number, or a line that names what is wrong."""
         try:
             return ToolResult(True, show(calculate(arguments["expression"])))
         except CalculatorError as error:

@@ -266,7 +266,7 @@ def _without_namespaces(spec: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Confine this process as the first argument says and run the code in it."""
+    """Confine this process as the first argument describes and run the code in it."""
     spec = json.loads(sys.argv[1])
     try:
         _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`python_exec(code)`: runs Python in the sandbox. What that protects against is said in `sandbox.py`."""
+"""`python_exec(code)`: runs Python in the sandbox. `sandbox.py` lists what that protects against."""
 
 from __future__ import annotations
 

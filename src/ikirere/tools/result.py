@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ToolResult:
-    """`content` is the text the model reads; where `ok` is False it says what went wrong."""
+    """`content` is the text the model reads; where `ok` is False it is the error message."""
 
     ok: bool
     content: str

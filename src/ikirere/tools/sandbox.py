@@ -17,8 +17,8 @@ still be reached.
 
 Not covered: faults of the kernel itself (there is no system-call filter); side channels; memory of all
 processes together, which may reach `processes` times the limit; in the last two modes also what the table
-says. It is made for code that a model wrote, not for an attacker with a kernel exploit. On Windows there is
-no such child and `run` says so.
+lists. It is made for code that a model wrote, not for an attacker with a kernel exploit. On Windows there is
+no such child and `run` reports it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from ikirere.tools.result import ToolResult
 MODES = ("namespaces", "landlock", "limits")
 _LAUNCHER = Path(__file__).with_name("confine.py")
 _FAILED = 113
-_FIRST_USER = 2**30  # far above any account; a number of its own keeps the process counts of runs apart
+_FIRST_USER = 2**30  # far above any account; a number of its own keeps the process counts of runs separate
 _RUNS = itertools.count()
 _ABSENT = {
     "landlock": "no namespaces here: UDP is reachable, processes that leave their group are not killed",
@@ -172,7 +172,7 @@ def protection() -> Protection | None:
 
 
 def describe() -> str:
-    """One line that says which protection is absent; empty where none is."""
+    """One line that names the protection that is absent; empty where none is."""
     found = protection()
     if found is None:
         return "python_exec: no confined child process can be started on this machine, so the tool is off"

@@ -92,7 +92,7 @@ class Engine:
         return sequence
 
     def abort(self, sequence: Sequence) -> None:
-        """End a request now; its completion says "abort" and keeps what was written."""
+        """End a request now; its completion has the finish reason "abort" and keeps what was written."""
         sequence.abort()
         for future in self._tools.pop(sequence, ()):
             future.cancel()

@@ -73,14 +73,14 @@ class Answer {
     this.began = performance.now();
     log.append(this.root);
   }
-  place(node) {
+  insert(node) {
     this.draw();
     this.root.insertBefore(node, this.wait);
     return node;
   }
   text(piece) {
     this.content += piece;
-    if (this.part?.kind !== "text") this.part = { kind: "text", value: "", node: this.place(element("div", "text")) };
+    if (this.part?.kind !== "text") this.part = { kind: "text", value: "", node: this.insert(element("div", "text")) };
     this.part.value += piece;
     this.stale = this.part; // drawn once per frame, however fast the tokens come
   }
@@ -94,32 +94,32 @@ class Answer {
       const body = element("div");
       fold.append(element("summary", "", "Scratchpad"), body);
       this.part = { kind: "pad", node: body };
-      this.place(fold);
+      this.insert(fold);
     }
     this.part.node.append(piece);
   }
   tool(event) {
     this.part = null;
-    if (event.type === "call") this.cards.push(this.place(toolCard(event)));
+    if (event.type === "call") this.cards.push(this.insert(toolCard(event)));
     else finishCard(this.cards.find((card) => !card.querySelector(".ok, .bad")) || this.cards.at(-1), event);
   }
   call(call) {
     const values = JSON.parse(call.function.arguments);
-    const card = this.place(toolCard({ name: call.function.name, arguments: values }));
+    const card = this.insert(toolCard({ name: call.function.name, arguments: values }));
     card.querySelector(".head span").textContent = "not run: the server has no such tool";
   }
   forget() {
-    if (!this.root.querySelector(".note")) this.place(element("div", "note", "The context is full: the oldest messages are forgotten."));
+    if (!this.root.querySelector(".note")) this.insert(element("div", "note", "The context is full: the oldest messages are forgotten."));
   }
   fail(message) {
-    this.place(element("div", "error", message));
+    this.insert(element("div", "error", message));
   }
   finish(tokens, reason) {
     const seconds = (performance.now() - this.began) / 1000;
     const rate = tokens ? `${Math.round(tokens / seconds)} tokens/s · ${tokens} tokens · ${seconds.toFixed(2)} s` : "";
     const why = { length: "cut at the length limit", stopped: "stopped" }[reason];
     const line = [rate, why].filter(Boolean).join(" · ");
-    if (line) this.place(element("div", "foot", line));
+    if (line) this.insert(element("div", "foot", line));
     this.draw();
     this.wait.remove();
     if (rate) state.textContent = rate.split(" · ")[0];
@@ -153,7 +153,7 @@ async function request(answer, signal) {
     const response = await fetch("/v1/chat/completions", { method: "POST", headers, body: JSON.stringify(body), signal });
     if (response.ok) return response;
     const { error } = await response.json();
-    const next = history.findIndex((message, place) => place > 0 && message.role === "user");
+    const next = history.findIndex((message, index) => index > 0 && message.role === "user");
     if (error.code !== "context_length_exceeded" || next < 0) throw new Error(error.message);
     history.splice(0, next);
     answer.forget();
