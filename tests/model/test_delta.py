@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from rule_room import close, gradients, nothing_is_drowned, resets
+from rule_helpers import close, gradients, nothing_is_drowned, resets
 
 from ikirere.model.layers import delta, delta_chunks
 from ikirere.model.layers.conv import ShortConv, next_tail

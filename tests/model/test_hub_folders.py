@@ -127,7 +127,7 @@ def test_class_without_per_head_norm_wants_divisible_widths(tmp_path: Path) -> N
         ({"hidden_size": "16"}, "hidden_size"),
         ({"intermediate_size": 32}, "has shape"),
         ({"vocab_size": 10**12}, "has shape"),
-        ({"num_hidden_layers": 1}, r"no place for: model\.layers\.1"),
+        ({"num_hidden_layers": 1}, r"does not have: model\.layers\.1"),
         ({"num_hidden_layers": 3}, r"missing weights: model\.layers\.2.* and 6 more"),
         ({"tie_word_embeddings": False}, r"missing weights: lm_head\.weight"),
         ({"architectures": ["Qwen3ForCausalLM"]}, r"missing weights: .*q_norm"),
@@ -215,7 +215,7 @@ def damage(folder: Path, name: str, change: str) -> None:
         (
             "model.layers.0.self_attn.q_proj.bias",
             "add",
-            r"no place for: model\.layers\.0\.self_attn\.q_proj\.bias",
+            r"does not have: model\.layers\.0\.self_attn\.q_proj\.bias",
         ),
         ("lm_head.weight", "add", r"lm_head\.weight differs"),
     ],

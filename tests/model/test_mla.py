@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixer_room import (
+from mixer_helpers import (
     decoding_continues,
     documents_stay_apart,
     kept_by_a_layer,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixer_room import kept_by_a_layer, scattered, tokens
+from mixer_helpers import kept_by_a_layer, scattered, tokens
 
 from ikirere.errors import UserError
 from ikirere.model.cache import KVCache

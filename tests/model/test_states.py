@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mixer_room import decoding_continues, documents_stay_apart, rows_may_differ, scattered, tokens
+from mixer_helpers import decoding_continues, documents_stay_apart, rows_may_differ, scattered, tokens
 
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig

@@ -278,8 +278,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     grads = torch.autograd.grad((whole * weight).sum(), given_)
     asked = [t.detach() for t in (*given_, weight)]
     torch.save({"tensors": asked, "how": (10, 6, 2), "cuts": [0, 29, 61]}, tmp_path / "asked")
-    room = Path(__file__).with_name("hybrid_room.py")
-    subprocess.run([sys.executable, str(room), str(tmp_path)], check=True, timeout=300)
+    program = Path(__file__).with_name("hybrid_helpers.py")
+    subprocess.run([sys.executable, str(program), str(tmp_path)], check=True, timeout=300)
     parts = [torch.load(tmp_path / f"rank{rank}") for rank in range(2)]
     for i, (expected, axis) in enumerate(zip((whole, *grads), (1, 1, 2, 2, 2))):
         found = torch.cat([part[i] for part in parts], axis)

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-from mixer_room import kept_by_a_layer
+from mixer_helpers import kept_by_a_layer
 
 from ikirere.model.build import build_model
 from ikirere.model.config import ModelConfig

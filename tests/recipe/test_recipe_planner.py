@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "model"))
-from mixer_room import kept_by_a_layer
+from mixer_helpers import kept_by_a_layer
 
 from ikirere.errors import UserError
 from ikirere.model.config import ModelConfig

@@ -82,8 +82,8 @@ class KVCache:
         end = int(ends.max())
         if end > self.capacity:
             raise ValueError(f"a row would hold {end} tokens; the cache's capacity is {self.capacity}")
-        # A padded place stands for its row's last real token.
-        places = torch.minimum(starts[:, None] + torch.arange(length), ends[:, None] - 1)
+        # Padding repeats the position of its row's last real token.
+        cache_positions = torch.minimum(starts[:, None] + torch.arange(length), ends[:, None] - 1)
         neighbours = picked == list(range(picked[0], picked[0] + batch))
         column = torch.tensor(picked, device=self.device).unsqueeze(1)
         return CacheStep(
@@ -94,7 +94,7 @@ class KVCache:
             start=int(starts[0]) if bool((starts == starts[0]).all()) else None,
             ends=ends,
             end=end,
-            places=places.to(self.device),
+            cache_positions=cache_positions.to(self.device),
             counts=None if bool((real == length).all()) else real.to(self.device),
         )
 
@@ -103,7 +103,7 @@ class KVCache:
         if self.config is config:
             return
         mine, other = asdict(self.config), asdict(config)
-        # Phases of training change the base of the positions; what is held stays what it is.
+        # Phases of training change the base of RoPE; cached keys and values stay as they are.
         differing = [name for name in mine if mine[name] != other[name] and name != "rope_theta"]
         if differing:
             name = differing[0]

@@ -77,7 +77,7 @@ class ModelConfig:
                 f"num_key_value_heads {self.num_key_value_heads}"
             )
         if self.head_dim % 2:
-            raise UserError(f"model.head_dim {self.head_dim} is odd; RoPE turns pairs, so it must be even")
+            raise UserError(f"model.head_dim {self.head_dim} is odd; RoPE rotates pairs, so it must be even")
         for name, accepted in (("qk_norm_width", ("head", "full")), ("norm_order", ("pre", "post"))):
             if getattr(self, name) not in accepted:
                 raise UserError(

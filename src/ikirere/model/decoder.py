@@ -102,7 +102,7 @@ class Decoder(Network):
             block.mixer.mode = name
             block.mixer.rope_index = used.index(spec) if spec is not None else 0
         kinds = [cast(Rope, rope).spec for rope in self.ropes]
-        self._turning = [kinds.index(spec) for spec in used]
+        self._rope_indices = [kinds.index(spec) for spec in used]
 
     @torch.no_grad()
     def reset_parameters(self, generator: torch.Generator) -> None:
@@ -199,10 +199,10 @@ class Decoder(Network):
         rows: Tensor | None = None,
         counts: Tensor | None = None,
     ) -> Tensor:
-        """Logits [B, places, vocab_size] in the weights' dtype; arguments as in `hidden`.
+        """Logits [B, positions, vocab_size] in the weights' dtype; arguments as in `hidden`.
 
-        logits_to_keep: 0 for all T places, n for the last n, a slice of places, or a LongTensor [B] with one
-        place of each row.
+        logits_to_keep: 0 for all T positions, n for the last n, a slice of positions, or a LongTensor [B] with one
+        position of each row.
         """
         x = self.hidden(tokens, positions, document_ids, cache, rows, counts)
         if isinstance(logits_to_keep, Tensor):
@@ -228,7 +228,7 @@ class Decoder(Network):
                 self._fits(length)
                 positions = _positions(batch, length, document_ids, tokens.device)
             mask = document_mask(document_ids) if document_ids is not None and self._masked else None
-            return ForwardContext(positions, self._turns(positions), document_ids, mask, causal=True)
+            return ForwardContext(positions, self._rope_tables(positions), document_ids, mask, causal=True)
         if document_ids is not None:
             raise ValueError("a cache row holds one document; prefill documents without document_ids")
         cache.check(self.config)
@@ -238,17 +238,17 @@ class Decoder(Network):
         step = cache.plan((batch, length), rows, counts)
         if positions is None:
             self._fits(step.end)
-            positions = step.places
-        rope_tables = self._turns(positions)
+            positions = step.cache_positions
+        rope_tables = self._rope_tables(positions)
         if step.start == 0 and step.end == length:
             return ForwardContext(positions, rope_tables, None, None, causal=True, step=step)
         if (step.start is not None and length == 1) or not self._masked:
             return ForwardContext(positions, rope_tables, None, None, causal=False, step=step)
-        seen = torch.arange(step.end, device=tokens.device) <= step.places[:, :, None]
+        seen = torch.arange(step.end, device=tokens.device) <= step.cache_positions[:, :, None]
         return ForwardContext(positions, rope_tables, None, seen[:, None], causal=False, step=step)
 
-    def _turns(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
-        return tuple(self.ropes[i](positions) for i in self._turning)
+    def _rope_tables(self, positions: Tensor) -> tuple[tuple[Tensor, Tensor], ...]:
+        return tuple(self.ropes[i](positions) for i in self._rope_indices)
 
     @property
     def _masked(self) -> bool:
@@ -273,10 +273,10 @@ def document_mask(document_ids: Tensor) -> Tensor:
 
 
 def _positions(batch: int, length: int, document_ids: Tensor | None, device: torch.device) -> Tensor:
-    """Places counted from the start of each document, [B, T]."""
-    places = torch.arange(length, device=device).expand(batch, length)
+    """Positions counted from the start of each document, LongTensor [B, T]."""
+    order = torch.arange(length, device=device).expand(batch, length)
     if document_ids is None:
-        return places
+        return order
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return places - torch.where(begins, places, 0).cummax(dim=1).values
+    return order - torch.where(begins, order, 0).cummax(dim=1).values

@@ -52,7 +52,7 @@ class CoreBlock(nn.Module):
         return rms(x + self.ffn(x, context), self.eps)
 
     def _forward_and_reversed(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """The mean of the mixer over x and, turned back, of the mixer over x reversed in time: the mean of two keeps
+        """The mean of the mixer's outputs over x and over x reversed in time, the latter reversed back. A mean keeps
         the size that one direction has, so the norm after it weighs x and its update as in a causal core.
 
         Padding, at the row's end, comes first in reverse. It is a document of its own there (id -1), and a mixer
@@ -215,7 +215,7 @@ class RecursiveModel(Network):
         """The answer after `steps` supervision steps (default: all of the configuration's), without gradient.
 
         tokens, document_ids: LongTensor [B, T]; puzzles: LongTensor [B]. all_steps: logits [steps, B, T, vocab_size]
-        and q [steps, B] of every step in place of the last one's.
+        and q [steps, B] of every step instead of the last one's.
         """
         context = self.context(tokens, document_ids)
         x = self.embed(tokens, puzzles)

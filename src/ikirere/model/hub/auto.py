@@ -65,7 +65,7 @@ class IkirereRecursiveConfig(IkirereConfig):
 
 
 class IkirereCache(Cache):
-    """Our `KVCache` behind transformers' interface. Beams need a second set of rows to be reordered into."""
+    """Our `KVCache` under transformers' interface. Beams need a second set of rows to be reordered into."""
 
     def __init__(self, model: Decoder, batch: int, capacity: int, reorders: bool = False) -> None:
         super().__init__(layers=[])
@@ -82,9 +82,9 @@ class IkirereCache(Cache):
         return self.held.capacity
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Row i goes on as what row beam_idx[i] was."""
+        """Row i becomes a copy of what row beam_idx[i] was. Raises ValueError where `reorders` is False."""
         if not self.reorders:
-            raise ValueError("this cache was made without room for beams; let generate() make it")
+            raise ValueError("this cache was made without rows for beams; let generate() make it")
         free = sorted(set(range(2 * self.batch)) - set(self.rows.tolist()))
         for target, source in zip(free, self.rows[beam_idx.cpu()].tolist(), strict=True):
             self.held.copy(source, target)
@@ -106,7 +106,7 @@ class IkirereModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        # Weights come from the folder; only tables that are never saved are made again.
+        # Weights come from the folder; only tables that are never saved are rebuilt.
         if isinstance(module, Rope):
             module.fill()
 
@@ -115,7 +115,7 @@ class IkirereModel(PreTrainedModel):
 
 
 class IkirereForCausalLM(IkirereModel, GenerationMixin):
-    """A `Decoder` as transformers sees one. Rows may be padded on either side, as attention_mask says."""
+    """A `Decoder` as transformers sees one. Rows may be padded on either side; attention_mask marks it."""
 
     config_class = IkirereConfig
     model: Decoder
@@ -195,7 +195,7 @@ class IkirereForCausalLM(IkirereModel, GenerationMixin):
 
 
 class IkirereForMaskedLM(IkirereModel):
-    """A `RecursiveModel` as transformers sees one: it fills blanks, all at once, each place seeing the whole row. For
+    """A `RecursiveModel` as transformers sees one: it fills blanks, all at once, each position seeing the whole row. For
     inference; training it is `train.recursion`'s business."""
 
     config_class = IkirereRecursiveConfig
@@ -208,14 +208,14 @@ class IkirereForMaskedLM(IkirereModel):
         steps: int | None = None,
         return_dict: bool | None = None,
     ) -> MaskedLMOutput:
-        """input_ids LongTensor [B, T] with the places to fill blanked; attention_mask [B, T], 0 on padding on the right;
+        """input_ids LongTensor [B, T] with the positions to fill blanked; attention_mask [B, T], 0 on padding on the right;
         steps: supervision steps, by default all of the configuration's. Logits [B, T, V]."""
         documents = None if attention_mask is None else attention_mask.long() - 1
         return MaskedLMOutput(logits=self.model(input_ids, documents, steps=steps).logits)
 
 
 def _documents(position_ids: Tensor | None) -> Tensor | None:
-    """Which document of its row each place is in, where positions start again within a row; else None."""
+    """Which document of its row each position is in, where positions start again within a row; else None."""
     if position_ids is None or not bool((position_ids[:, 1:] == 0).any()):
         return None
     return (position_ids == 0).cumsum(1)

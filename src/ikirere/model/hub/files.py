@@ -63,7 +63,7 @@ def check_weights(
     if missing := [name for name in wanted if name not in where]:
         raise UserError(f"{folder}: missing weights: {_some(missing)}")
     if extra := [name for name in where if name not in wanted and not _derived(name, tied)]:
-        raise UserError(f"{folder}: weights that the decoder has no place for: {_some(extra)}")
+        raise UserError(f"{folder}: weights that the decoder does not have: {_some(extra)}")
 
 
 def _derived(name: str, tied: bool) -> bool:

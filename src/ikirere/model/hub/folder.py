@@ -59,7 +59,7 @@ def save_pretrained(model: Model, folder: str | Path, extra_config: dict[str, An
         weights |= {name: part.contiguous() for name, part in zip(rule.theirs, parts, strict=True)}
         left.discard(rule.ours)
     if left:
-        raise ValueError(f"the format has no place for {', '.join(sorted(left)[:3])}")
+        raise ValueError(f"the format cannot hold {', '.join(sorted(left)[:3])}")
     with atomic_path(folder / SINGLE) as part:
         save_file(weights, part, metadata={"format": "pt"})
     write_text(folder / "config.json", json.dumps({**values, **extra}, indent=2) + "\n")

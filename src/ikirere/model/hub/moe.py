@@ -46,7 +46,7 @@ class Qwen3Moe:
                 f"model.norm_order, qk_norm, qk_norm_width: 'pre', {self.qk_norm}, {self.width!r} are needed"
             )
         if settings.get("balance", "aux") == "bias":
-            return "model.ffns.moe.balance: a selection bias has no place there; 'aux' or 'none' is needed"
+            return "model.ffns.moe.balance: the class cannot hold a selection bias; 'aux' or 'none' is needed"
         if self.always_normalised and not settings.get("normalise_top_k", settings.get("top_k", 2) > 1):
             return "model.ffns.moe.normalise_top_k: true is needed"
         size = settings.get("expert_size") or config.intermediate_size
@@ -116,15 +116,15 @@ class Qwen3Moe:
         found = common_weights(config, NORMS | ATTENTION | (HEAD_NORMS if self.qk_norm else {}))
         experts = range(_moe(config).get("num_experts", 8))
         for i, kind in enumerate(config.ffn_kinds):
-            place = f"model.layers.{i}.{self.block}"
+            prefix = f"model.layers.{i}.{self.block}"
             if kind == "dense":
                 found += [
                     same(f"layers.{i}.{o}.weight", f"model.layers.{i}.{t}.weight") for o, t in FFN.items()
                 ]
                 continue
-            found.append(same(f"layers.{i}.ffn.router.weight", f"{place}.gate.weight"))
+            found.append(same(f"layers.{i}.ffn.router.weight", f"{prefix}.gate.weight"))
             for ours, theirs in self.names.items():
-                names = [f"{place}.experts.{e}.{theirs}.weight" for e in experts]
+                names = [f"{prefix}.experts.{e}.{theirs}.weight" for e in experts]
                 found.append(stacked(f"layers.{i}.ffn.{ours}.weight", names))
         return found
 

@@ -1,7 +1,7 @@
 """Models that no public class can hold: a folder of our own, opened by `hub.load_pretrained`, and by transformers with
 the classes in `hub.auto`.
 
-config.json holds the whole `ModelConfig` under the key `ikirere`; weights lie under our names behind `model.`. The
+config.json holds the whole `ModelConfig` under the key `ikirere`; weights have our names after the prefix `model.`. The
 folder also holds a small file that transformers reads with `trust_remote_code=True`; it needs this package.
 """
 

@@ -1,5 +1,5 @@
 """Stacks of window and full attention: `GraniteSWAForCausalLM` (learned sinks on every layer, RoPE or none per layer)
-and `Olmo3ForCausalLM` (norms behind, one norm over all heads, YaRN on full layers)."""
+and `Olmo3ForCausalLM` (norms after, one norm over all heads, YaRN on full layers)."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ class KVState:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def reset(self, row: int) -> None:
-        """Nothing to do: places beyond a row's length are never read."""
+        """Nothing to do: positions beyond a row's length are never read."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         for store in (self.keys, self.values):
@@ -48,16 +48,16 @@ class KVState:
 
     @staticmethod
     def write(store: Tensor, new: Tensor, step: CacheStep) -> None:
-        """Stores [B, kv_heads, T, head_dim] at the step's places of one of the two tensors."""
+        """Stores [B, kv_heads, T, head_dim] at the step's `cache_positions` of one of the two tensors."""
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
             store[step.rows, :, step.start : step.end] = new.detach()
         else:
             moved = new.detach().transpose(1, 2).to(store.dtype)
             if step.counts is not None:
-                # A padded place repeats its row's last real token, so it writes what is there anyway.
-                order = step.places - step.starts[:, None]
+                # Padding repeats its row's last real token, so it writes the values that are there anyway.
+                order = step.cache_positions - step.starts[:, None]
                 moved = moved.gather(1, order[:, :, None, None].expand_as(moved))
-            store[step.column, :, step.places] = moved
+            store[step.column, :, step.cache_positions] = moved
 
 
 class Attention(Mixer):
@@ -101,7 +101,7 @@ class Attention(Mixer):
             self.sink_logits.fill_(0.0)
 
     def heads_of(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, T, heads, head_dim], keys and values [B, T, kv_heads, head_dim], normed and not yet turned."""
+        """Queries [B, T, heads, head_dim], keys and values [B, T, kv_heads, head_dim], normed and not yet rotated."""
         batch, length, _ = x.shape
         q, k = self.q_proj(x), self.k_proj(x)
         if self.q_norm is not None and self.k_norm is not None and not self.norm_heads:
@@ -114,7 +114,7 @@ class Attention(Mixer):
         return q, k, v
 
     def project(self, x: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and turned."""
+        """Queries [B, heads, T, head_dim], keys and values [B, kv_heads, T, head_dim], normed and rotated."""
         q, k, v = self.heads_of(x)
         if self.uses_rope:
             cos, sin = context.rope_tables[self.rope_index]
@@ -144,8 +144,8 @@ def attend(
 ) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v. q [B, heads, T, Dh], k and v [B, kv_heads, S, Dh] -> [B, T, heads, Dh].
 
-    mask: bool [B, 1, T, S], True where a query may look. causal: T = S and query i looks at keys j <= i only,
-    which a mask that is given already says.
+    mask: bool [B, 1, T, S], True where a query may look. causal: T = S and query i looks at keys j <= i only; a mask
+    given with it must already be causal.
     sink_logits: [heads], one more logit of each head's softmax whose value is zero.
     """
     batch, heads, length, head_dim = q.shape
@@ -153,7 +153,7 @@ def attend(
         return _attend_with_sinks(q, k, v, mask, causal, sink_logits)
     shared = heads > k.shape[1]
     if length == 1 and not causal:
-        # One query per head: a group's queries share keys, so they stand as the rows of one matrix.
+        # One query per head: a group's queries share keys, so they are the rows of one matrix.
         grouped = q.reshape(batch, k.shape[1], heads // k.shape[1], head_dim)
         return F.scaled_dot_product_attention(grouped, k, v, mask).reshape(batch, 1, heads, head_dim)
     if causal and mask is not None and q.is_cpu:

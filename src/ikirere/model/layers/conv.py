@@ -76,34 +76,34 @@ class ShortConv(nn.Module):
             drawn = torch.empty(parameter.shape, dtype=torch.float32, device=generator.device)
             parameter.copy_(drawn.uniform_(-bound, bound, generator=generator))
 
-    def forward(self, x: Tensor, tail: Tensor | None = None, places: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, tail: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """x [B, T, channels] -> the same shape in fp32.
 
-        tail: [B, size - 1, channels], the inputs before this pass, zeros by default. places: LongTensor [B,
-        T], each token's place within its document where rows hold several; earlier documents are then not
+        tail: [B, size - 1, channels], the inputs before this pass, zeros by default. positions: LongTensor [B,
+        T], each token's position within its document where rows hold several; earlier documents are then not
         looked at.
         """
         before, weight = self.size - 1, single(self.weight).view(self.channels, self.size)
         x = single(x)
         if tail is not None:
             x = torch.cat((tail.to(x.dtype), x), dim=1)
-            if x.shape[1] == self.size and places is None:  # one new token, as when text is generated
+            if x.shape[1] == self.size and positions is None:  # one new token, as when text is generated
                 return F.silu(self._shifted((x * weight.mT).sum(1, keepdim=True)))
         with torch.autocast(x.device.type, enabled=False):
             y: Tensor = _Filter.apply(x, weight, before if tail is None else 0)
-            if places is not None:
-                y = self._restart(y, x, weight, places)
+            if positions is not None:
+                y = self._restart(y, x, weight, positions)
             return F.silu(self._shifted(y))
 
     def _shifted(self, y: Tensor) -> Tensor:
         return y if self.bias is None else y + single(self.bias)
 
-    def _restart(self, y: Tensor, x: Tensor, weight: Tensor, places: Tensor) -> Tensor:
-        """Works out anew the few places of y [B, T, channels] that looked beyond their document's start."""
-        row, column = torch.nonzero(places < self.size - 1, as_tuple=True)
+    def _restart(self, y: Tensor, x: Tensor, weight: Tensor, positions: Tensor) -> Tensor:
+        """Recomputes the few positions of y [B, T, channels] that looked beyond their document's start."""
+        row, column = torch.nonzero(positions < self.size - 1, as_tuple=True)
         back = torch.arange(self.size - 1, -1, -1, device=x.device)
-        seen = back <= places[row, column].unsqueeze(1)
-        at = column.unsqueeze(1) - back + (x.shape[1] - y.shape[1])  # behind the tail
+        seen = back <= positions[row, column].unsqueeze(1)
+        at = column.unsqueeze(1) - back + (x.shape[1] - y.shape[1])  # after the tail
         taken = x[row.unsqueeze(1), at.clamp_min(0)]  # [starts, size, channels]
         taken = torch.where(seen.unsqueeze(-1), taken, 0.0)
         return y.index_put((row, column), (taken * weight.mT).sum(1))

@@ -61,7 +61,7 @@ def decay_rule(
     q, k: [B, T, G, K], used as they are: scales are the caller's. G divides H, and head h reads and writes with
     group h // (H / G). v: [B, T, H, V]. g: [B, T, H], the logarithm of the decay, at most 0. state: [B, H, K, V] to
     begin with, zeros by default. resets: bool [B, T], True where a token begins a document and finds an empty
-    state. A place with g = 0 and v = 0 leaves the state as it is. Both results are fp32, or fp64 where an input
+    state. A position with g = 0 and v = 0 leaves the state as it is. Both results are fp32, or fp64 where an input
     is. Raises ValueError for a chunk below 1 and for groups that do not divide the heads.
     """
     if chunk < 1:
@@ -125,7 +125,7 @@ def chunked(
     count = (length + missing) // chunk
 
     def split(t: Tensor) -> Tensor:
-        """[B, T, G, D] -> [chunks, B, G, chunk, D], padded with places that leave the state alone."""
+        """[B, T, G, D] -> [chunks, B, G, chunk, D], padded with positions that leave the state unchanged."""
         t = F.pad(t, (0, 0, 0, 0, 0, missing)) if missing else t
         return t.reshape(batch, count, chunk, groups, -1).permute(1, 0, 3, 2, 4).contiguous()
 
@@ -190,12 +190,12 @@ class Within(torch.autograd.Function):
         # of all pairs that it stands between.
         of_pairs = d_scores * (q @ k.mT).unsqueeze(-3)
         of_pairs[..., -1, :] += d_writing
-        dg = _from_behind(of_pairs.mul_(pairs), -2).tril_(-1).sum(-1)
-        dg += _from_behind(d_reading * reading, -1)
+        dg = _reverse_cumsum(of_pairs.mul_(pairs), -2).tril_(-1).sum(-1)
+        dg += _reverse_cumsum(d_reading * reading, -1)
         return dq, dk, dg, None
 
 
-def _from_behind(t: Tensor, dim: int) -> Tensor:
+def _reverse_cumsum(t: Tensor, dim: int) -> Tensor:
     """Running sums that start at the end."""
     return t.flip(dim).cumsum(dim).flip(dim)
 

@@ -57,7 +57,7 @@ def delta_rule(
 
     q, k: [B, T, H, K], used as they are: norms and scales are the caller's. v: [B, T, H, V]. g: [B, T, H, K],
     the logarithm of the decay, at most 0. beta: [B, T, H]. state: [B, H, K, V] to begin with, zeros by
-    default. resets: bool [B, T], True where a token begins a document and finds an empty state. A place with
+    default. resets: bool [B, T], True where a token begins a document and finds an empty state. A position with
     g = 0 and beta = 0 leaves the state as it is. chunk: a power of two. Both results are fp32, or fp64 where
     an input is. Raises ValueError for a chunk that is no power of two.
     """
@@ -124,7 +124,7 @@ def chunked(
     count = (length + missing) // chunk
 
     def split(t: Tensor) -> Tensor:
-        """[B, T, H, D] -> [chunks, B, H, chunk, D], padded with places that leave the state alone."""
+        """[B, T, H, D] -> [chunks, B, H, chunk, D], padded with positions that leave the state unchanged."""
         t = F.pad(t, (0, 0, 0, 0, 0, missing)) if missing else t
         return t.view(batch, count, chunk, heads, -1).permute(1, 0, 3, 2, 4).contiguous()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _SLAB = 1 << 18
-"""Numbers of q that are worked on at once on the CPU: what its caches hold."""
+"""Elements of q processed at once on the CPU: what its caches hold."""
 
 
 def _rows(q: Tensor, k: Tensor, since: Tensor, half: int) -> Tensor:
@@ -137,7 +137,7 @@ def _within_backward(
     torch.mul(of_q, q, out=dg).addcmul_(of_k, k)
     dg[:, -1].addcmul_(d_decay, since[:, -1])
     d_until = of_column.mul_(k)
-    # `_grow`, turned round: from the exponents of long runs to those of single tokens, which are g.
+    # The inverse of `_grow`: from the exponents of long runs to those of single tokens, which are g.
     for half, of_q, of_column in reversed(exponents):
         (first, second), (before, _) = _halves(dg, half), _halves(d_until, half)
         first[:, :, -1] += second.sum(2)

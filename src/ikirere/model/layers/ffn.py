@@ -14,7 +14,7 @@ from ikirere.model.layers.mixer import ForwardContext, Linear
 
 
 class FeedForward(nn.Module):
-    """Base of all feed-forward kinds: x [B, T, hidden_size] -> the same shape, each place by itself."""
+    """Base of all feed-forward kinds: x [B, T, hidden_size] -> the same shape, each position by itself."""
 
     residual_projections: ClassVar[tuple[str, ...]] = ("down_proj",)
     """Matrices that write into the residual stream; they start smaller."""

@@ -1,11 +1,13 @@
 """Attention for long contexts: a local window, one learned summary per block, exact attention to chosen blocks.
 
-A document is cut in blocks of `block_size` tokens. A token sees exactly those from the beginning of the block that
-holds the place window - 1 before it; of each block before that a summary, one key and one value; and exactly the
-tokens of the `top_k` of those blocks whose summary keys fit its queries best. One softmax over all of it. A learned
-vector per key-value head weighs a block's tokens in its summary, by what their keys hold before they are turned; the
-keys are averaged as turned, which damps fast pairs by itself and leaves slow ones. `summaries.py` and `parts.py` name
-the sources.
+A document is cut into blocks of `block_size` tokens. A token attends, under one softmax, to
+- every token from the beginning of the block that holds the position window - 1 before it;
+- one summary (a key and a value) of each earlier block;
+- every token of the `top_k` of those blocks whose summary keys fit its queries best.
+
+A learned vector per key-value head weighs a block's tokens in its summary by their keys before rotation. The keys are
+averaged after rotation, which damps fast pairs and leaves slow ones. `summaries.py` and `split_attention.py` name the
+sources.
 """
 
 from __future__ import annotations
@@ -38,7 +40,7 @@ class HybridState(KVState):
     """Keys and values of all tokens, the summaries of whole blocks, and the logits of the block that is not whole yet.
 
     keys, values: [batch, kv_heads, capacity, head_dim]. summary_keys, summary_values: [batch, kv_heads,
-    ceil(capacity / stride), head_dim]. logits: fp32 [batch, kv_heads, stride], token p at place p mod stride.
+    ceil(capacity / stride), head_dim]. logits: fp32 [batch, kv_heads, stride], token p at index p mod stride.
     """
 
     def __init__(
@@ -89,13 +91,13 @@ class HybridState(KVState):
                 self.summary_values[slot, :, low:high] = values[0]
             rest = min(count, end - high * stride)
             if rest:
-                place = end % stride
-                self.logits[slot, :, place - rest : place] = logits[row, :, count - rest : count]
+                filled = end % stride
+                self.logits[slot, :, filled - rest : filled] = logits[row, :, count - rest : count]
 
 
 class HybridAttention(Attention):
-    """As `mode` "hybrid" what this file's head says; as "full" plain causal attention with the same weights and
-    positions that are not scaled, for phases of training at shorter lengths. The weights are those of full attention
+    """`mode` "hybrid": attention as the module's docstring describes it. "full": plain causal attention with the same
+    weights and unscaled positions, for phases of training at shorter lengths. The weights are those of full attention
     and `summary_query` [kv_heads * head_dim]."""
 
     runs_as: ClassVar[tuple[str, ...]] = ("full",)
@@ -162,14 +164,14 @@ class HybridAttention(Attention):
 
     def _logits(self, k: Tensor) -> Tensor:
         """How much each token weighs in its block's summary: [B, kv_heads, T] from k [B, T, kv_heads, head_dim] before
-        it is turned, fp32 at least."""
+        rotation, fp32 at least."""
         kind = torch.float64 if k.dtype == torch.float64 else torch.float32
         w = self.summary_query.view(self.kv_heads, self.head_dim).to(kind)
         return (k * w).sum(3).transpose(1, 2) * self.head_dim**-0.5
 
     @torch.compiler.disable
     def _whole(self, q: Tensor, k: Tensor, v: Tensor, logits: Tensor, document_ids: Tensor | None) -> Tensor:
-        """Of rows that are all there. Which blocks are read depends on the data, so there is nothing to trace."""
+        """Attention of whole rows. Which blocks are read depends on the data, so a compiler has nothing to trace."""
         layout = layout_of(document_ids, q.shape[1], self.chunk, self.stride, device=q.device)
         keys, values = summaries(logits, k, v, layout)
         if self.auxiliary is not None:
@@ -206,12 +208,12 @@ class HybridAttention(Attention):
         return hybrid_attention(q, k, v, keys, values, layout, self.top_k)
 
     def _read_last(self, q: Tensor, state: HybridState, step: CacheStep) -> Tensor:
-        """One query each of rows of different lengths, q [B, 1, heads, Dh]: all that it sees is gathered and lies side
-        by side, shorter rows padded."""
-        stride, place, device = self.stride, step.starts, q.device
-        blocks = (place - (self.chunk - 1)).clamp_min(0) // stride
+        """One query each of rows of different lengths, q [B, 1, heads, Dh]: all keys that it sees are gathered side by
+        side, shorter rows padded."""
+        stride, position, device = self.stride, step.starts, q.device
+        blocks = (position - (self.chunk - 1)).clamp_min(0) // stride
         low = blocks * stride
-        window = low[:, None] + torch.arange(int((place - low).max()) + 1, device=device)
+        window = low[:, None] + torch.arange(int((position - low).max()) + 1, device=device)
         number = int(blocks.max())
         order = torch.arange(number, device=device)
         seen = (order < blocks[:, None]).unsqueeze(1).expand(-1, self.kv_heads, -1)
@@ -225,11 +227,11 @@ class HybridAttention(Attention):
         chosen = torch.where(picked, order, number).sort(-1).values[..., : self.top_k]
         tokens = block_tokens(chosen * stride, stride).flatten(2)
         known = (chosen < number).repeat_interleave(stride, 2)
-        # Places that nobody may look at are read all the same, so they must be places that there are.
+        # Masked positions are read all the same, so they must exist.
         near, last = window.clamp_max(step.end - 1), state.keys.shape[2] - 1
         at = torch.cat((near.unsqueeze(1).expand(-1, self.kv_heads, -1), tokens.clamp_max(last)), 2)
         visible = torch.cat(
-            ((window <= place[:, None]).unsqueeze(1).expand(-1, self.kv_heads, -1), known, seen), 2
+            ((window <= position[:, None]).unsqueeze(1).expand(-1, self.kv_heads, -1), known, seen), 2
         )
         head = torch.arange(self.kv_heads, device=device).view(1, -1, 1)
         k, v = (

@@ -17,7 +17,7 @@ from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.delta import delta_rule
 from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.recurrent import document_places, padding
+from ikirere.model.layers.recurrent import document_positions, padding
 from ikirere.recipe import mixers as recipe
 
 _LENGTH_EPS = 1e-6  # added to the squared length of queries and keys, as fla's kernels do
@@ -109,13 +109,13 @@ class KimiDeltaAttention(Mixer):
     def forward(self, x: Tensor, context: ForwardContext, state: KdaState | None = None) -> Tensor:
         heads, head_dim = self.sizes.heads, self.sizes.head_dim
         step = context.step if state is not None else None
-        begins = places = None
+        begins = positions = None
         if context.document_ids is not None:
-            begins, places = document_places(context.document_ids)
+            begins, positions = document_positions(context.document_ids)
         mixed = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
         tails = state.tails[:, step.rows] if state is not None and step is not None else (None,) * 3
         q, k, v = (
-            conv(t, tail, places).unflatten(-1, (heads, head_dim))
+            conv(t, tail, positions).unflatten(-1, (heads, head_dim))
             for conv, t, tail in zip((self.q_conv, self.k_conv, self.v_conv), mixed, tails, strict=True)
         )
         q, k = unit(q) * head_dim**-0.5, unit(k)

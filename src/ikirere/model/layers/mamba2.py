@@ -16,7 +16,7 @@ from ikirere.model.layers.conv import ShortConv, next_tail, single
 from ikirere.model.layers.decay import decay_rule
 from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
+from ikirere.model.layers.recurrent import RecurrentState, document_positions, padding
 from ikirere.recipe import mixers as recipe
 
 _RATE = (1.0, 16.0)  # e^A_log starts within
@@ -69,16 +69,16 @@ class Mamba2(Mixer):
 
     def forward(self, x: Tensor, context: ForwardContext, state: RecurrentState | None = None) -> Tensor:
         s, step = self.sizes, context.step if state is not None else None
-        begins = places = tail = memory = None
+        begins = positions = tail = memory = None
         if context.document_ids is not None:
-            begins, places = document_places(context.document_ids)
+            begins, positions = document_positions(context.document_ids)
         gate, mixed, raw = self.in_proj(x).split((s.width, s.channels, s.heads), dim=-1)
         dt = F.softplus(single(raw) + single(self.dt_bias))
         if state is not None and step is not None:
             tail, memory = state.tail[step.rows], state.before(step)
             if (padded := padding(step, x.shape[1])) is not None:
                 dt = dt.masked_fill(padded.unsqueeze(-1), 0.0)  # no decay, and nothing is written
-        inner, b, c = self.conv(mixed, tail, places).split(
+        inner, b, c = self.conv(mixed, tail, positions).split(
             (s.width, s.groups * s.state, s.groups * s.state), dim=-1
         )
         inner = inner.unflatten(-1, (s.heads, s.head_dim))

@@ -16,7 +16,7 @@ from ikirere.recipe.section import Section, checked
 
 
 class Linear(nn.Linear):
-    """A matrix without bias, left unset when it is made: `Decoder.reset_parameters` or `hub` fills it."""
+    """A matrix without bias, uninitialised: `Decoder.reset_parameters` or `hub` fills it."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
         super().__init__(in_features, out_features, bias=False)
@@ -27,13 +27,13 @@ class Linear(nn.Linear):
 
 @dataclass(frozen=True)
 class CacheStep:
-    """Where a forward pass with a cache reads and writes. B is the number of rows given, T the tokens of each.
+    """Where a forward pass with a cache reads and writes. B is the number of rows given, T the tokens of each row.
 
     picked: the cache's slots. rows: the same to index with, a slice where they are neighbours, else LongTensor [B].
-    column: the same as LongTensor [B, 1], to index together with `places`.
+    column: the same as LongTensor [B, 1], to index together with `cache_positions`.
     starts: LongTensor [B], tokens each row held before this pass. start: their value where all are equal.
     ends: LongTensor [B] on the CPU, tokens each row holds after this pass. end: the longest of them.
-    places: LongTensor [B, T], the place of each token within its row.
+    cache_positions: LongTensor [B, T], the position of each token within its cache row.
     counts: LongTensor [B], real tokens per row where the rest is padding on the right; None where all are real.
     """
 
@@ -44,7 +44,7 @@ class CacheStep:
     start: int | None
     ends: Tensor
     end: int
-    places: Tensor
+    cache_positions: Tensor
     counts: Tensor | None
 
 
@@ -55,7 +55,7 @@ class ForwardContext:
     positions: LongTensor [B, T], restarting at 0 with each document.
     rope_tables: for each `RopeSpec` of the model what `rope.rotate` takes: cos, sin, fp32 [B, T, 1, head_dim].
     document_ids: LongTensor [B, T] where rows hold several documents, else None.
-    mask: bool [B, 1, T, S], True where a token may look at one of the S held; None where `causal` says it all.
+    mask: bool [B, 1, T, S], True where a token may look at one of the S held; None where `causal` is enough.
     causal: no token before this pass is looked at, and each sees those up to itself; a mask already holds that.
     step: the cache's side of this pass, None without a cache.
     """
@@ -102,7 +102,7 @@ class Mixer(nn.Module):
     auxiliary: Tensor | None = None
     """What the last forward pass in training adds to the loss."""
     auxiliary_name: ClassVar[str] = "auxiliary_loss"
-    """As what the log has it."""
+    """The name of `auxiliary` in the log."""
 
     def __init__(self, config: ModelConfig, settings: Mapping[str, Any]) -> None:
         super().__init__()

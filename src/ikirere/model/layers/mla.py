@@ -28,13 +28,13 @@ def mla_sizes(config: ModelConfig, settings: Mapping[str, Any]) -> recipe.MlaSiz
 
 class LatentState:
     """What one layer holds of each row: [batch, capacity, kv_lora_rank + qk_rope_head_dim], the normed latent
-    vector of each token and behind it the part of the key that all heads share."""
+    vector of each token, followed by the part of the key that all heads share."""
 
     def __init__(self, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device) -> None:
         self.latents = torch.zeros(shape, dtype=dtype, device=device)
 
     def reset(self, row: int) -> None:
-        """Nothing to do: places beyond a row's length are never read."""
+        """Nothing to do: positions beyond a row's length are never read."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         self.latents[target, :length] = self.latents[source, :length]
@@ -49,15 +49,17 @@ class LatentState:
         if isinstance(step.rows, slice) and step.start is not None and step.counts is None:
             self.latents[step.rows, step.start : step.end] = kept
         else:
-            # A padded place stands for its row's last real token, so it writes what is there anyway.
-            order = step.places - step.starts.unsqueeze(1)
-            self.latents[step.column, step.places] = kept.gather(1, order.unsqueeze(-1).expand_as(kept))
+            # Padding repeats its row's last real token, so it writes the values that are there anyway.
+            order = step.cache_positions - step.starts.unsqueeze(1)
+            self.latents[step.column, step.cache_positions] = kept.gather(
+                1, order.unsqueeze(-1).expand_as(kept)
+            )
         return self.latents[step.rows, : step.end].to(new.dtype)
 
 
 class LatentAttention(Mixer):
     """Causal attention within each document over latent vectors. Every head's key is its part of the expanded
-    latent vector and, as they are, `qk_rope_head_dim` channels that all heads share; nothing is turned by
+    latent vector and, as they are, `qk_rope_head_dim` channels that all heads share; nothing is rotated by
     position.
 
     Decoding leaves the latents as they are: a query is carried into the latent space once instead of every

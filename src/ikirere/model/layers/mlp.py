@@ -1,4 +1,4 @@
-"""A gated network over all positions, the same for every channel: what the Tiny Recursive Model puts in the place of
+"""A gated network over all positions, the same for every channel: what the Tiny Recursive Model uses instead of
 attention where sequences are short and of one length (Jolicoeur-Martineau 2025, arXiv 2510.04871, section 4.5)."""
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PositionMlp(Mixer):
     """down(silu(gate(x^T)) * up(x^T))^T: x [B, P, hidden_size] -> the same shape, P the one length it was built for.
 
     P is max_position_embeddings and the positions in front. Padding counts as zeros; rows of several documents raise
-    UserError, as other lengths do: a weight belongs to a place.
+    UserError, as other lengths do: a weight belongs to a position.
     """
 
     residual_projections = ("down_proj",)

@@ -87,8 +87,8 @@ def padding(step: CacheStep | None, length: int) -> Tensor | None:
     return torch.arange(length, device=step.counts.device) >= step.counts.unsqueeze(1)
 
 
-def document_places(document_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Where documents begin, bool [B, T], and each token's place within its own, LongTensor [B, T]."""
+def document_positions(document_ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Where documents begin, bool [B, T], and each token's position within its own, LongTensor [B, T]."""
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     order = torch.arange(document_ids.shape[1], device=document_ids.device).expand_as(document_ids)

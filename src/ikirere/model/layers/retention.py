@@ -15,7 +15,7 @@ from ikirere.model.layers.conv import single
 from ikirere.model.layers.decay import decay_rule
 from ikirere.model.layers.mixer import ForwardContext, Linear, Mixer, settings_of
 from ikirere.model.layers.norm import RMSNorm
-from ikirere.model.layers.recurrent import RecurrentState, document_places, padding
+from ikirere.model.layers.recurrent import RecurrentState, document_positions, padding
 from ikirere.model.layers.rope import RopeSpec, rotate
 from ikirere.recipe import mixers as recipe
 
@@ -31,7 +31,7 @@ def log_decay(heads: int, device: torch.device) -> Tensor:
 
 
 class Retention(Mixer):
-    """Per head h, with queries and keys turned by RoPE (xPos's lengths are left out) and K the width of a key
+    """Per head h, with queries and keys rotated by RoPE (xPos's lengths are left out) and K the width of a key
 
         S <- (1 - 2^(-5 - h)) S + k v^T;    o = S^T q / sqrt(K)
 
@@ -66,7 +66,7 @@ class Retention(Mixer):
         g = log_decay(s.heads, x.device).expand(*x.shape[:2], -1)
         begins = memory = None
         if context.document_ids is not None:
-            begins, _ = document_places(context.document_ids)
+            begins, _ = document_positions(context.document_ids)
         if state is not None and step is not None:
             memory = state.before(step)
             if (padded := padding(step, x.shape[1])) is not None:

@@ -12,10 +12,8 @@ from torch import Tensor, nn
 from ikirere.errors import UserError
 
 SCALINGS = ("none", "yarn", "ntk")
-FAST, SLOW = (
-    32,
-    1,
-)  # turns over the original context, between which YaRN goes from keeping to stretching a frequency
+FAST, SLOW = 32, 1
+"""Rotations over the original context, between which YaRN goes from keeping to stretching a frequency."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class RopeSpec:
 
     theta: base; None: the model's `rope_theta`, which phases may change. scaling: `yarn` (Peng et al. 2023, arXiv
     2309.00071, section 3) or `ntk` (base theta * factor^(D / (D - 2))). factor: new context over `original`, the
-    context in tokens before scaling. last: positions may be of any size, and each is turned a second time as if it
-    were at most this one.
+    context in tokens before scaling. last: positions may be of any size, and each is rotated a second time as if it
+    were at most this one. Raises UserError for an unknown scaling and for a context that does not grow.
     """
 
     head_dim: int
@@ -45,7 +43,7 @@ class RopeSpec:
             )
 
     def frequencies(self, theta: float, device: torch.device) -> tuple[Tensor, float]:
-        """Turn per position of each pair, fp32 [head_dim / 2], and what cosines and sines are multiplied with."""
+        """Radians per position of each pair, fp32 [head_dim / 2], and the factor of cosines and sines."""
         exponent = torch.arange(0, self.head_dim, 2, dtype=torch.int64, device=device).float() / self.head_dim
         if self.scaling == "ntk" and self.head_dim > 2:
             theta = theta * self.factor ** (self.head_dim / (self.head_dim - 2))
@@ -53,8 +51,8 @@ class RopeSpec:
         if self.scaling != "yarn" or self.factor == 1:
             return kept, 1.0
 
-        def pair(turns: float) -> float:
-            return self.head_dim * math.log(self.original / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        def pair(rotations: float) -> float:
+            return self.head_dim * math.log(self.original / (rotations * 2 * math.pi)) / (2 * math.log(theta))
 
         low, high = max(math.floor(pair(FAST)), 0), min(math.ceil(pair(SLOW)), self.head_dim - 1)
         index = torch.arange(self.head_dim // 2, device=device).float()
@@ -70,14 +68,14 @@ def rope_table(spec: RopeSpec, positions: int, theta: float, device: torch.devic
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the pairs (x[i], x[i + D/2]) of the last axis. x [..., D]; cos and sin as `Rope` gives them."""
+    """Rotates the pairs (x[i], x[i + D/2]) of the last axis. x [..., D]; cos and sin as `Rope` gives them."""
     first, second = x.chunk(2, dim=-1)
     return torch.addcmul(x * cos.to(x.dtype), torch.cat((second, first), dim=-1), sin.to(x.dtype))
 
 
 class Rope(nn.Module):
-    """The table of turns for every position a model can have, derived and never saved; where the spec sets no bound to
-    positions there is none, and turns are worked out for each pass."""
+    """The table of rotations for every position a model can have, derived and never saved. With `RopeSpec.last`,
+    where positions are unbounded, there is no table: rotations are computed in each pass."""
 
     cos: Tensor
     sin: Tensor
@@ -104,13 +102,13 @@ class Rope(nn.Module):
         else:
             both = torch.stack((positions, positions.clamp_max(self.spec.last)), dim=-1)
             frequencies, scale = self.spec.frequencies(self.theta, positions.device)
-            # fp64: at a million tokens fp32 would be off by a hundredth of a turn.
+            # fp64: at a million tokens fp32 would be off by a hundredth of a rotation.
             angle = both.double().unsqueeze(-1) * frequencies.double()
             cos, sin = (angle.cos() * scale).float(), (angle.sin() * scale).float()
         return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
 
     def fill(self) -> None:
-        """Works the table out anew, where there is one."""
+        """Recomputes the table, where there is one."""
         if self.spec.last is not None:
             return
         if (

@@ -67,7 +67,7 @@ def _shares(q: Tensor, k: Tensor, columns: Tensor, seen: Tensor, layout: Layout)
     kv_heads, length = k.shape[1:3]
     starts, stride = layout.starts, layout.stride
     at = block_tokens(starts, stride).flatten(1)  # [B or 1, n * stride]
-    place = torch.arange(length, device=q.device)
+    position = torch.arange(length, device=q.device)
     # A query that sees a block sees its document from that document's first block on.
     begins = starts.expand(len(layout.first), -1).gather(
         1, layout.first[:, columns].long().clamp_max(starts.shape[1] - 1)
@@ -78,7 +78,7 @@ def _shares(q: Tensor, k: Tensor, columns: Tensor, seen: Tensor, layout: Layout)
         grouped = q[:, some].to(kind).unflatten(2, (kv_heads, -1)).permute(0, 2, 3, 1, 4)
         scores = (grouped @ flipped) * width**-0.5  # [B, kv_heads, group, queries, S]
         here = (layout.offset + columns[some])[:, None]
-        known = (place <= here) & (place >= begins[:, some, None])
+        known = (position <= here) & (position >= begins[:, some, None])
         p = scores.masked_fill_(~known[:, None, None], float("-inf")).softmax(-1)
         blocks = p.gather(-1, at[:, None, None, None].expand(*p.shape[:-1], -1).expand(batch, -1, -1, -1, -1))
         shares = blocks.unflatten(-1, (-1, stride)).sum(-1).mean(2)

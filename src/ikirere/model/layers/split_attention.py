@@ -1,4 +1,4 @@
-"""Attention as a sum of parts that are merged by their logarithms of sums: windows, summaries, chosen blocks.
+"""Attention as a sum of parts (windows, summaries, chosen blocks) that are merged by their log-sum-exp.
 
 The softmax of all that a query sees is computed piece by piece, forward and backward (Dao 2023, arXiv 2307.08691,
 section 3.1): forward keeps the output and one logarithm per query and head; backward computes the probabilities of
@@ -38,7 +38,7 @@ class Tile:
     hidden: tuple[
         tuple[slice, Tensor], ...
     ]  # bool [N or 1, Q or 1, some of the K]: which of them are not seen
-    places: Tensor | None  # LongTensor [N * K] into the gradients; None: their slice `span`
+    key_index: Tensor | None  # LongTensor [N * K] into the gradients; None: their slice `span`
     span: tuple[int, int] = (0, 0)
 
 
@@ -60,7 +60,7 @@ class Tiles:
         here = torch.arange(layout.offset + 1, layout.offset + 1 + self.length, device=q.device)
         widest = max(int((here - layout.low).max()), int((layout.last - layout.first).max()))
         size = layout.size(self.batch * self.heads, widest, self.held)
-        # Queries of a tile share its keys: with more queries than a window is wide most would be read in vain.
+        # Queries of a tile share its keys: with more queries than a window is wide most scores would be masked.
         self.tiles = layout.tiles(min(size, max(widest, _ALONE)))
 
     def empty(self, width: int, value: float = 0.0) -> Tensor:
@@ -117,7 +117,7 @@ class Tiles:
 
     def chosen_blocks(self, k: Tensor, v: Tensor, base: int) -> Iterator[Tile]:
         """Exact attention to chosen blocks: tiles of at most so many queries that chose the same one, several at
-        once. k, v as in `windows`; blocks that lie outside are left out, tokens that do are hidden."""
+        once. k, v as in `windows`; blocks without a token among these are left out, tokens that are missing are masked."""
         counts, stride, number = self.chosen.counts, self.layout.stride, self.keys.shape[2]
         if not len(self.chosen.queries):
             return
@@ -155,8 +155,8 @@ class Tiles:
                 hidden = ((slice(None), ((tokens < 0) | (tokens >= held))[:, None]),)
                 tokens = tokens.clamp(0, held - 1)
             keys, values = (t[row[:, None], head[:, None], tokens] for t in (k, v))
-            places = (pair[:, None] * held + tokens).flatten()
-            yield Tile(q.flatten(1, 2), keys, values, rows.flatten(), hidden, places)
+            key_index = (pair[:, None] * held + tokens).flatten()
+            yield Tile(q.flatten(1, 2), keys, values, rows.flatten(), hidden, key_index)
 
     def of_tokens(self, k: Tensor, v: Tensor, base: int) -> Iterator[Tile]:
         """All that reads tokens themselves."""
@@ -173,13 +173,13 @@ class OnlineSoftmax:
         self.top[-1] = 0.0
 
     def add(self, pieces: Iterator[Tile]) -> None:
-        """Merges pieces; a query may stand in one piece several times."""
+        """Merges tiles; a query may occur in one tile several times."""
         for piece in pieces:
             s = _scores(piece, self.parts)
             rows = piece.rows
             before = self.top[rows]
             top = s.amax(-1).view(-1, 1)
-            if piece.places is None:
+            if piece.key_index is None:
                 now = torch.maximum(before, top)
             else:
                 self.top.scatter_reduce_(0, rows[:, None], top, "amax")
@@ -188,7 +188,7 @@ class OnlineSoftmax:
             p = s.sub_(calm.view(*s.shape[:2], 1)).exp_()
             kept = (before - calm).exp_()
             mass, out = p.sum(-1).view(-1, 1), product(p, piece.v, self.parts.kind).flatten(0, 1)
-            if piece.places is None:
+            if piece.key_index is None:
                 self.top[rows] = now
                 self.mass[rows] = self.mass[rows].mul_(kept).add_(mass)
                 self.out[rows] = self.out[rows].mul_(kept).add_(out)
@@ -198,8 +198,8 @@ class OnlineSoftmax:
                 sums.index_add_(0, rows, new)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """The output [B, T, heads, Dh] in the queries' dtype, and the logarithm of the sum for each row, [rows + 1, 1],
-        endless for the padding."""
+        """The output [B, T, heads, Dh] in the queries' dtype, and the log-sum-exp of each row, [rows + 1, 1], inf for
+        the padding."""
         p = self.parts
         out = self.out[:-1].div_(self.mass[:-1]).to(p.q.dtype)
         logs = self.mass.log_().add_(self.top)
@@ -238,13 +238,15 @@ class Gradients:
         for piece in pieces:
             rows, shape = piece.rows, piece.q.shape[:2]
             p = _scores(piece, self.parts).sub_(self.logs[rows].view(*shape, 1)).exp_()
-            grad = self.grad[rows.clamp_max(last) if piece.places is not None else rows].view(piece.q.shape)
+            grad = self.grad[rows.clamp_max(last) if piece.key_index is not None else rows].view(
+                piece.q.shape
+            )
             dv = product(p.transpose(1, 2), grad, kind)
             ds = product(grad, piece.v.transpose(1, 2), kind).sub_(self.inner[rows].view(*shape, 1))
             ds.mul_(p).mul_(scale)
             dq = product(ds, piece.k, kind).flatten(0, 1)
             dk = product(ds.transpose(1, 2), piece.q, kind)
-            if piece.places is None:
+            if piece.key_index is None:
                 self.q[rows] = self.q[rows].add_(dq)
                 for target, new in ((keys, dk), (values, dv)):
                     part = target[:, :, piece.span[0] : piece.span[1]]
@@ -252,7 +254,7 @@ class Gradients:
                 continue
             self.q.index_add_(0, rows, dq)
             for target, new in ((keys, dk), (values, dv)):
-                target.view(-1, target.shape[-1]).index_add_(0, piece.places, new.flatten(0, 1))
+                target.view(-1, target.shape[-1]).index_add_(0, piece.key_index, new.flatten(0, 1))
 
 
 def product(a: Tensor, b: Tensor, kind: torch.dtype) -> Tensor:

@@ -20,7 +20,7 @@ _LEAST, _MOST = 16, 512
 
 
 def scores_at_once(device: torch.device) -> int:
-    """How many scores a part may hold in memory."""
+    """How many attention scores may be in memory at once on a device of this type."""
     return _SCORES.get(device.type, _SCORES["cpu"])
 
 
@@ -29,9 +29,9 @@ class Layout:
     """Where T queries of each row look. Rows count tokens from 0; blocks are counted within each document.
 
     A first axis of 1 stands for all rows. S tokens of each row are known, n of its blocks are whole.
-    offset: the first query's place in its row.
+    offset: the first query's position in its row.
     low: int32 [B or 1, T], the first token that a query sees in its window: the beginning of the block that holds the
-    place `chunk` - 1 before it. first, last: int32 [B or 1, T], the blocks [first, last) of `starts` that lie wholly
+    position `chunk` - 1 before it. first, last: int32 [B or 1, T], the blocks [first, last) of `starts` that lie wholly
     before `low`.
     starts: LongTensor [B or 1, n], where the whole blocks begin, in order; rows with fewer end in zeros that no
     query looks at. packed: rows hold several documents, so blocks need not lie side by side.
@@ -88,13 +88,13 @@ def layout_of(
     offset: int = 0,
     device: torch.device | str = "cpu",
 ) -> Layout:
-    """The layout of `length` queries that begin at place `offset` of rows that hold offset + length tokens.
+    """The layout of `length` queries that begin at position `offset` of rows that hold offset + length tokens.
 
     document_ids: LongTensor [B, length], with offset 0 only; None where a row is one document.
     """
     if document_ids is None:
-        place = torch.arange(offset, offset + length, device=device).unsqueeze(0)
-        blocks = (place - (chunk - 1)).clamp_min(0) // stride
+        position = torch.arange(offset, offset + length, device=device).unsqueeze(0)
+        blocks = (position - (chunk - 1)).clamp_min(0) // stride
         starts = torch.arange((offset + length) // stride, device=device).unsqueeze(0) * stride
         last = blocks.int()
         return Layout(stride, offset, (blocks * stride).int(), torch.zeros_like(last), last, starts)
@@ -102,12 +102,12 @@ def layout_of(
     begins = torch.ones_like(document_ids, dtype=torch.bool)
     begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
     begin = torch.where(begins, order, 0).cummax(dim=1).values
-    place = order - begin
-    blocks = (place - (chunk - 1)).clamp_min(0) // stride
+    position = order - begin
+    blocks = (position - (chunk - 1)).clamp_min(0) // stride
     whole = torch.zeros_like(begins)
     if length >= stride:  # a block is whole when its last token is of the document that it begins in
         same = begin[:, stride - 1 :] == begin[:, : length - stride + 1]
-        whole[:, : length - stride + 1] = same & (place[:, : length - stride + 1] % stride == 0)
+        whole[:, : length - stride + 1] = same & (position[:, : length - stride + 1] % stride == 0)
     counted = whole.cumsum(1)
     first = (counted - whole.long()).gather(1, begin)
     number = int(counted[:, -1].max()) if length else 0
@@ -163,7 +163,7 @@ def block_tokens(starts: Tensor, stride: int) -> Tensor:
 
 
 def taken(t: Tensor, at: Tensor) -> Tensor:
-    """The places `at` [B, m] of t [B, kv_heads, S] or [B, kv_heads, S, Dh], along S."""
+    """The positions `at` [B, m] of t [B, kv_heads, S] or [B, kv_heads, S, Dh], along S."""
     at = at.unsqueeze(1).expand(len(t), t.shape[1], -1)
     return t.gather(2, at if t.ndim == 3 else at.unsqueeze(3).expand(-1, -1, -1, t.shape[3]))
 
@@ -173,9 +173,9 @@ def taken(t: Tensor, at: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Which query reads which block, told block by block as MoBA computes it.
+    """Which query reads which block, listed block by block as MoBA computes it.
 
-    queries: int32 [pairs], places among the T queries, ordered by row, key-value head, block and query.
+    queries: int32 [pairs], indices among the T queries, ordered by row, key-value head, block and query.
     counts: LongTensor [B * kv_heads * n], pairs of each block.
     """
 
@@ -226,6 +226,6 @@ def best(scores: Tensor, seen: Tensor, number: int) -> Tensor:
     if bool((picked.sum(-1) > number).any()):
         above = scores > least
         equal = picked & ~above
-        room = number - above.sum(-1, keepdim=True)
-        picked = above | (equal & (equal.cumsum(-1) <= room))
+        missing = number - above.sum(-1, keepdim=True)
+        picked = above | (equal & (equal.cumsum(-1) <= missing))
     return picked

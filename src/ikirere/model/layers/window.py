@@ -1,11 +1,11 @@
 """Causal attention over the last tokens only, with first tokens that stay visible (Beltagy et al. 2020, arXiv
 2004.05150; sinks: Xiao et al. 2023, arXiv 2309.17453, section 3).
 
-Sinks may keep their positions or be renumbered (Xiao et al., section 3.2: positions are places in the cache). A cache
-that is full holds the sinks at places 0 to sinks - 1 and the window behind them, its newest token at sinks + window - 1.
-So with `sink_positions: renumbered` the distance from the query at place i to sink j is min(i, sinks + window - 1) - j,
-to all else the ordinary one, and none is ever larger than sinks + window - 1. Training computes the same. As only
-relative distance counts in RoPE, keys stay as they are, and a query that meets sinks is turned a second time.
+Sinks may keep their positions or be renumbered (Xiao et al., section 3.2: positions are indices in the cache). A full
+cache holds the sinks at indices 0 to sinks - 1 and the window after them, its newest token at sinks + window - 1. So
+with `sink_positions: renumbered` the distance from the query at position i to sink j is min(i, sinks + window - 1) - j,
+to all other keys the ordinary one, and none is ever larger than sinks + window - 1. Training computes the same. As only
+relative distance counts in RoPE, keys stay as they are, and a query that meets sinks is rotated a second time.
 
 Memory is linear in length: queries are taken in blocks, each over the keys that its window reaches. A row's state is
 a ring of `window` tokens and the sinks, however long the row grows.
@@ -33,9 +33,9 @@ _BLOCK = 128
 
 
 class WindowState:
-    """The last `window` keys and values of each row, token p at place p mod window, and its first `sinks`.
+    """The last `window` keys and values of each row, token p at index p mod window, and its first `sinks`.
 
-    keys, values: [batch, kv_heads, window + sinks, head_dim]; the sinks stand behind the ring.
+    keys, values: [batch, kv_heads, window + sinks, head_dim]; the sinks follow the ring.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class WindowState:
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
     def reset(self, row: int) -> None:
-        """Nothing to do: places of tokens that a row does not hold are never read."""
+        """Nothing to do: entries of tokens that a row does not hold are never read."""
 
     def copy(self, source: int, target: int, length: int) -> None:
         for store in (self.keys, self.values):
@@ -62,13 +62,13 @@ class WindowState:
         return sum(store.numel() * store.element_size() for store in (self.keys, self.values))
 
     def held(self, step: CacheStep) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values [B, kv_heads, sinks + window, head_dim] and the place of each token in its row, LongTensor
+        """Keys, values [B, kv_heads, sinks + window, head_dim] and the position of each token in its row, LongTensor
         [B, sinks + window], -1 where there is none (or where the ring holds a sink too)."""
         starts = step.starts[:, None]
         ring = starts - self.window + torch.arange(self.window, device=starts.device)
         first = torch.arange(self.sinks, device=starts.device).expand(len(starts), -1)
         first = torch.where(first < torch.minimum(starts, ring[:, :1].clamp_min(0)), first, -1)
-        places = torch.cat((first, ring.clamp_min(-1)), dim=1)
+        key_positions = torch.cat((first, ring.clamp_min(-1)), dim=1)
         at = torch.cat(
             (
                 self.window + torch.arange(self.sinks, device=starts.device).expand(len(starts), -1),
@@ -77,19 +77,19 @@ class WindowState:
             dim=1,
         )
         keys, values = (store[step.column, :, at].transpose(1, 2) for store in (self.keys, self.values))
-        return keys, values, places
+        return keys, values, key_positions
 
     def store(self, keys: Tensor, values: Tensor, step: CacheStep) -> None:
         """Keeps the real tokens of [B, kv_heads, T, head_dim]: the last `window`, and those among the first."""
         length = keys.shape[2]
         counts = torch.full_like(step.starts, length) if step.counts is None else step.counts
         order = torch.arange(length, device=keys.device)
-        places = step.starts[:, None] + order
+        positions = step.starts[:, None] + order
         real = order < counts[:, None]
-        newest = real & (places >= (step.starts + counts)[:, None] - self.window)
+        newest = real & (positions >= (step.starts + counts)[:, None] - self.window)
         for kept, at in (
-            (newest, places % self.window),
-            (real & (places < self.sinks), self.window + places),
+            (newest, positions % self.window),
+            (real & (positions < self.sinks), self.window + positions),
         ):
             row, column = kept.nonzero(as_tuple=True)
             slots = step.column[row, 0]
@@ -152,11 +152,16 @@ class WindowAttention(Attention):
             )
             return self.o_proj(y.flatten(2))
         step = context.step
-        keys, values, places = state.held(step)
+        keys, values, key_positions = state.held(step)
         new = step.starts[:, None] + torch.arange(q.shape[2], device=q.device)
         far = far if step.end > self.window else None
         y = self._continue(
-            q, torch.cat((keys.to(k.dtype), k), 2), torch.cat((values.to(v.dtype), v), 2), places, new, far
+            q,
+            torch.cat((keys.to(k.dtype), k), 2),
+            torch.cat((values.to(v.dtype), v), 2),
+            key_positions,
+            new,
+            far,
         )
         state.store(k, v, step)
         return self.o_proj(y.flatten(2))
@@ -164,8 +169,11 @@ class WindowAttention(Attention):
     def _continue(
         self, q: Tensor, k: Tensor, v: Tensor, held: Tensor, new: Tensor, far: Tensor | None
     ) -> Tensor:
-        """Queries at places `new` [B, T] over held and new keys. Padding on the right is behind every real query."""
-        places = torch.cat((held, new), dim=1)
+        """Queries at positions `new` [B, T] over held and new keys. Padding on the right follows every real query.
+
+        held: LongTensor [B, sinks + window], positions of the held keys; k and v hold these first, then the new ones.
+        """
+        key_positions = torch.cat((held, new), dim=1)
         done = []
         before = held.shape[1]
         for begin in range(0, new.shape[1], max(_BLOCK, self.window)):
@@ -179,11 +187,13 @@ class WindowAttention(Attention):
                     torch.arange(before + low, before + end, device=q.device),
                 )
             )
-            at, here = places[:, chosen][:, None, None], new[:, None, begin:end, None]
+            at, here = key_positions[:, chosen][:, None, None], new[:, None, begin:end, None]
             seen = (at >= 0) & (at <= here) & ((here - at < self.window) | (at < self.sinks))
             block = (q[:, :, begin:end], k[:, :, chosen], v[:, :, chosen])
             if far is not None:
-                block = meeting_sinks(*block, far[:, :, begin:end], seen[:, 0], places[:, chosen], self.sinks)
+                block = meeting_sinks(
+                    *block, far[:, :, begin:end], seen[:, 0], key_positions[:, chosen], self.sinks
+                )
             y = attend(*block, seen, False, self.sink_logits)
             done.append(y[..., : self.head_dim])
         return torch.cat(done, dim=1)
@@ -246,22 +256,22 @@ def window_attend(
 
 
 def meeting_sinks(
-    q: Tensor, k: Tensor, v: Tensor, far: Tensor, seen: Tensor, places: Tensor, sinks: int
+    q: Tensor, k: Tensor, v: Tensor, far: Tensor, seen: Tensor, key_positions: Tensor, sinks: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Wider queries, keys and values of which plain attention gives, in its first head_dim columns, attention in which
+    """Wider queries, keys and values. Plain attention over them gives, in its first head_dim columns, attention in which
     sinks meet `far` and all other keys `q`.
 
     q, far: [B, heads, T, head_dim]. k, v: [B, kv_heads, S, head_dim]. seen: bool [B, T, S], with at most one sink of
-    each place for a query. places: LongTensor [B, S], those below `sinks` (and not -1) are sinks.
+    each position for a query. key_positions: LongTensor [B, S], those below `sinks` (and not -1) are sinks.
 
     A query gets a coordinate per sink which holds its product with that sink and which only that key reads. So one
     softmax covers all, every kernel for plain attention computes it, and gradients follow by themselves.
     """
     batch, heads, length, head_dim = q.shape
     shared, held = k.shape[1:3]
-    sink = ((places >= 0) & (places < sinks)).expand(batch, held)
+    sink = ((key_positions >= 0) & (key_positions < sinks)).expand(batch, held)
     columns = sink.any(0).nonzero()[:, 0]
-    reader = F.one_hot(places.expand(batch, held).clamp(0, sinks - 1), sinks) * sink.unsqueeze(-1)
+    reader = F.one_hot(key_positions.expand(batch, held).clamp(0, sinks - 1), sinks) * sink.unsqueeze(-1)
     with torch.autocast(q.device.type, enabled=False):
         products = single(far).reshape(batch, shared, -1, head_dim) @ single(k[:, :, columns]).mT
         products = products.view(batch, heads, length, len(columns))

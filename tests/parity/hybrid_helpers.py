@@ -1,4 +1,4 @@
-"""`python hybrid_room.py FOLDER`: hybrid attention over as many processes as FOLDER/asked has shards.
+"""`python hybrid_helpers.py FOLDER`: hybrid attention over as many processes as FOLDER/asked has shards.
 
 Each is forked from this one, holds its shard, and exchanges keys, values and their gradients with its neighbours.
 Writes FOLDER/rank<r>: the output and the gradients of queries, keys, values and logits of its shard.

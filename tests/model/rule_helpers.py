@@ -30,7 +30,7 @@ def nothing_is_drowned(
 ) -> None:
     """Decays of all sizes up to `gate` side by side: what is weak must not be drowned by what is strong.
 
-    given[3]: logarithms of decays, drawn here. share: of the places where their own gradient is within 2%, each for
+    given[3]: logarithms of decays, drawn here. share: of the positions where their own gradient is within 2%, each for
     itself, so that no sum of terms cancels.
     """
     given = list(given)
