@@ -82,7 +82,7 @@ def test_packed_latent_documents_equal_documents_apart(model: Decoder) -> None:
     documents_stay_apart(model, [140, 3, 1, 40])
 
 
-def test_latent_decoding_continues_at_every_place(model: Decoder) -> None:
+def test_latent_decoding_continues_at_every_position(model: Decoder) -> None:
     decoding_continues(model, 26)
 
 

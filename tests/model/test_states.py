@@ -71,7 +71,7 @@ def test_rows_of_a_batch_pack_differently(model: Decoder) -> None:
     assert (packed - torch.cat(alone)).abs().max() <= 1e-5
 
 
-def test_decoding_continues_at_every_place(model: Decoder) -> None:
+def test_decoding_continues_at_every_position(model: Decoder) -> None:
     decoding_continues(model, 35)
 
 

@@ -186,7 +186,7 @@ def test_rows_are_a_function_of_seed_and_number_and_mixed_by_weight() -> None:
     assert sum(puzzle) == 20
     assert all((e.labels != -100).any() for e in firsts)
     assert {e.tokens.shape[0] for e in firsts} == {512}
-    short = [rows.example(0, n) for n in range(40)]  # no sudoku fits into 48 places: read as text
+    short = [rows.example(0, n) for n in range(40)]  # no sudoku fits into 48 positions: read as text
     assert {e.tokens.shape[0] for e in short} == {48}
 
 

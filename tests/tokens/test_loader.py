@@ -22,7 +22,7 @@ packings = st.sampled_from(PACKINGS)
 
 
 def numbered(lengths: list[int], first: int = 0) -> Shard:
-    """A shard whose token at place p of the data is first + p: each token is told from all others."""
+    """A shard whose token at index p of the data is first + p: each token differs from all others."""
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Shard(np.arange(first, first + offsets[-1], dtype=np.uint32), offsets, np.array(lengths))
 
@@ -72,9 +72,9 @@ def test_every_token_once_per_epoch(
     assert set(counts.tolist()) <= {epochs, epochs + 1}
     if len(seen) % shard.total_tokens == 0:
         assert set(counts.tolist()) == {epochs}
-    places = steps * length * batch
-    assert len(seen) == places or (packing == "best-fit" and len(seen) < places)
-    assert loader.full == len(seen) / places
+    total = steps * length * batch
+    assert len(seen) == total or (packing == "best-fit" and len(seen) < total)
+    assert loader.full == len(seen) / total
     if loader.full < 0.99:
         assert f"are {loader.full:.1%} full" in loader.notes[0]
 
@@ -118,13 +118,13 @@ def test_labels_positions_and_ids_follow_documents(
         assert (document_of[tokens[:, 1:]] == document_of[tokens[:, :-1]])[(step == 0) & inner].all()
         assert (positions[:, 1:] == np.where(step == 0, positions[:, :-1] + 1, 0)).all()
         if packing == "best-fit":
-            for row, places, begin in zip(tokens, ids, positions):
-                starts = np.flatnonzero((begin == 0) & (places >= 0))
+            for row, documents, begin in zip(tokens, ids, positions):
+                starts = np.flatnonzero((begin == 0) & (documents >= 0))
                 of = document_of[row[starts]]
                 short = np.array(lengths)[of] <= length
                 # Only what is longer than a row begins elsewhere than at its beginning.
                 assert (row[starts] == shard.offsets[of])[short].all()
-                assert np.isin(row[np.append(starts[1:], (places >= 0).sum()) - 1], last)[short].all()
+                assert np.isin(row[np.append(starts[1:], (documents >= 0).sum()) - 1], last)[short].all()
 
 
 @EXAMPLES
@@ -132,8 +132,8 @@ def test_labels_positions_and_ids_follow_documents(
 def test_bounds_of_documents(packing: str, lengths: list[int], length: int, micro: int) -> None:
     phases = [LoaderPhase(2, length, 4, {"a": 1.0})]
     for batch in PackedLoader({"a": numbered(lengths)}, phases, 0, packing=packing):
-        places = batch.positions.flatten().tolist()
-        expected = [i for i, place in enumerate(places) if place == 0] + [len(places)]
+        positions = batch.positions.flatten().tolist()
+        expected = [i for i, position in enumerate(positions) if position == 0] + [len(positions)]
         assert batch.cu_seqlens.dtype == torch.int32 and batch.cu_seqlens.tolist() == expected
         assert batch.max_seqlen == max(np.diff(expected))
         for part in [*batch.split(micro), *batch.to("cpu").split(micro)]:
@@ -169,7 +169,7 @@ phases = st.lists(
 def test_any_ranks_at_any_step_give_the_same_batches(
     packing: str, drawn: dict[str, list[int]], phases: list[LoaderPhase], seed: int, worlds: list[int]
 ) -> None:
-    """Before every step all ranks are stopped, and another number of them goes on from the state."""
+    """Before every step all ranks are stopped, and another number of them continues from the state."""
     data = {name: numbered(lengths, 5000 * i) for i, (name, lengths) in enumerate(drawn.items())}
 
     def ranks(world: int) -> list[PackedLoader]:

@@ -76,14 +76,14 @@ def rows_of(layout: Layout) -> list[list[tuple[int, int]]]:
 
 
 def one_by_one(lengths: list[int], capacity: int) -> list[int]:
-    """Best-fit-decreasing as in the textbook: the room that is left in every row, sorted."""
-    rooms: list[int] = []
+    """Best-fit-decreasing as in the textbook: the free positions of every row, sorted."""
+    open_rows: list[int] = []
     for length in sorted(lengths, reverse=True):
-        best = min((room, i) for i, room in enumerate([*rooms, capacity]) if room >= length)[1]
-        if best == len(rooms):
-            rooms.append(capacity)
-        rooms[best] -= length
-    return sorted(rooms)
+        best = min((free, i) for i, free in enumerate([*open_rows, capacity]) if free >= length)[1]
+        if best == len(open_rows):
+            open_rows.append(capacity)
+        open_rows[best] -= length
+    return sorted(open_rows)
 
 
 @EXAMPLES

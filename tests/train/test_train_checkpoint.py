@@ -217,7 +217,7 @@ def test_random_states_come_back() -> None:
     assert draw() == first
 
 
-# ---------------------------------------------------------------- no room
+# ---------------------------------------------------------------- full disk
 
 BIG = {"a": torch.zeros(200_000)}
 
@@ -256,7 +256,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
         checkpoint.save(folder, 1, tensors(1), {}, "x", 2)
         (folder / "ballast").write_bytes(bytes(600_000))
         if not told_before:  # another writer takes the room while this one writes
-            monkeypatch.setattr(checkpoint, "_check_room", lambda folder, tensors: None)
+            monkeypatch.setattr(checkpoint, "_check_free_space", lambda folder, tensors: None)
         with pytest.raises(UserError, match=str(folder)):
             checkpoint.save(folder, 2, BIG, {}, "x", 2)
         assert sorted(p.name for p in folder.iterdir()) == ["ballast", "step-000001"]

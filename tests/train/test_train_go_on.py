@@ -12,7 +12,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import fingerprint, one_thread, run, small_model
+from train_helpers import fingerprint, one_thread, run, small_model
 
 from ikirere.common.checkpoints import catalogue
 from ikirere.recipe.sections import Optimizer, Schedule

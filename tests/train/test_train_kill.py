@@ -14,17 +14,17 @@ from typing import Any
 
 import pytest
 
-ROOM = Path(__file__).with_name("train_room.py")
+PROGRAM = Path(__file__).with_name("train_helpers.py")
 TIMES = {"seconds", "tokens_per_second", "wait_seconds"}
 KILLED = -signal.SIGKILL
 
 
 class Server:
-    """Runs `train_room.py` in fresh processes that need not import torch again."""
+    """Runs `train_helpers.py` in fresh processes that need not import torch again."""
 
     def __init__(self) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, str(ROOM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __call__(self, folder: Path, *changes: str, ranks: int = 1) -> list[int]:
@@ -60,7 +60,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that nobody disturbed, in a process of its own."""
     folder = tmp_path_factory.mktemp("whole")
-    subprocess.run([sys.executable, str(ROOM), str(folder), "steps=22"], check=True, timeout=600)
+    subprocess.run([sys.executable, str(PROGRAM), str(folder), "steps=22"], check=True, timeout=600)
     return folder
 
 

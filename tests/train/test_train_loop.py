@@ -16,7 +16,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, fingerprint, one_thread, run, settings, small_model
+from train_helpers import Numbers, fingerprint, one_thread, run, settings, small_model
 
 from ikirere.errors import UserError
 from ikirere.tokens.batch import Batch
@@ -254,7 +254,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, bad: float) -> 
     assert sorted(p.name for p in tmp_path.glob("step*")) == ["step-000004"]
 
 
-def test_data_that_ends_early_is_said(tmp_path: Path) -> None:
+def test_data_that_ends_early_is_reported(tmp_path: Path) -> None:
     class Short(Numbers):
         def next(self) -> Batch:
             if self.step == 2:

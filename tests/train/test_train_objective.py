@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, one_thread, small_model
+from train_helpers import Numbers, one_thread, small_model
 
 from ikirere.tokens.batch import Batch
 from ikirere.train import objective

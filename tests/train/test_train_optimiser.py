@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent))
-from train_room import Numbers, one_thread, small_model
+from train_helpers import Numbers, one_thread, small_model
 
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder

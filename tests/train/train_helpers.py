@@ -1,7 +1,7 @@
 """A small model, a source of batches, and a script that trains with them.
 
-`python train_room.py FOLDER [key=value ...]`: keys of `SETTINGS`. Writes the weights' sha256 to FOLDER/weights.
-`python train_room.py` without arguments reads JSON lines, each a list of [arguments, environment]: it runs them
+`python train_helpers.py FOLDER [key=value ...]`: keys of `SETTINGS`. Writes the weights' sha256 to FOLDER/weights.
+`python train_helpers.py` without arguments reads JSON lines, each a list of [arguments, environment]: it runs them
 side by side as processes forked from itself, which have torch loaded already, and prints their exit codes.
 """
 
@@ -57,7 +57,7 @@ def small_model(seed: int = 0) -> Decoder:
 
 
 class Numbers:
-    """Batches that are a function of the step: counting modulo VOCAB from random starts, some places unlabelled."""
+    """Batches that are a function of the step: counting modulo VOCAB from random starts, some positions unlabelled."""
 
     def __init__(self, rows: int = 8, length: int = 16, rank: int = 0, world: int = 1) -> None:
         self.rows, self.length, self.step = rows, length, 0

@@ -18,7 +18,7 @@ NAME = re.compile(r"step-(\d{6,})")
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """One checkpoint. tokens, loss: None where its listing does not say."""
+    """One checkpoint. tokens, loss (nats): None where its listing does not hold them. key: "" where it is damaged."""
 
     path: Path
     step: int

@@ -22,12 +22,12 @@ OPERATORS: dict[str, Callable[[float, float], bool]] = {
 
 
 def wilson(successes: float, n: int, confidence: float) -> tuple[float, float]:
-    """Wilson score interval of a proportion (Wilson 1927)."""
+    """Wilson score interval of the proportion `successes / n`, n > 0, confidence within 0 to 1 (Wilson 1927)."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     p = successes / n
     centre = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    # The interval holds p itself; at 0 and 1 rounding would put an end just beside it.
+    # The interval contains p; at 0 and 1 rounding would put an end just inside of it.
     return max(0.0, min(p, centre - half)), min(1.0, max(p, centre + half))
 
 
@@ -59,8 +59,8 @@ def inside_noise(target: float, low: float | None, high: float | None) -> bool:
 
 
 def verdict(value: float, low: float | None, high: float | None, op: str, target: float) -> Verdict:
-    """Of a measured value with its interval, where it has one: a target inside the interval is INSIDE NOISE, else the
-    comparison decides. A value that is not a number is a MISS."""
+    """The verdict on a measured value and its interval, where it has one. A target inside the interval is INSIDE NOISE,
+    else the comparison decides. NaN is a MISS."""
     if math.isnan(value):
         return "MISS"
     if inside_noise(target, low, high):

@@ -1,4 +1,4 @@
-"""What every training objective is fed: one step's rows of tokens."""
+"""The input of every training objective: one step's rows of tokens."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ class Batch:
 
     @property
     def cu_seqlens(self) -> Tensor:
-        """Where documents begin and end in the flattened [B * T] places: int32 [n + 1], from 0 to B * T.
+        """Where documents begin and end in the flattened [B * T] positions: int32 [n + 1], from 0 to B * T.
 
-        As kernels for sequences of varying length (flash-attention's `varlen`) want it. A document's part in
+        The form that kernels for sequences of varying length (flash-attention's `varlen`) take. A document's part in
         one row is one segment, and so is the padding at a row's end, so that every position is in a segment.
         """
         return self._known_bounds()[0]
 
     @property
     def max_seqlen(self) -> int:
-        """Places of the longest segment of `cu_seqlens`."""
+        """Positions in the longest segment of `cu_seqlens`."""
         return self._known_bounds()[1]
 
     def _known_bounds(self) -> tuple[Tensor, int]:
@@ -52,8 +52,8 @@ class Batch:
             if self.document_ids is not None:
                 begins[:, 1:] = self.document_ids[:, 1:] != self.document_ids[:, :-1]
             end = torch.tensor([rows * length], device=self.tokens.device)
-            places = torch.cat([begins.flatten().nonzero()[:, 0], end])
-            self.bounds = places.to(torch.int32), int(places.diff().max())
+            bounds = torch.cat([begins.flatten().nonzero()[:, 0], end])
+            self.bounds = bounds.to(torch.int32), int(bounds.diff().max())
         return self.bounds
 
     def _bounds_of(self, start: int, stop: int) -> tuple[Tensor, int] | None:
@@ -68,7 +68,7 @@ class Batch:
 
     @property
     def tokens_used(self) -> int:
-        """Places that carry loss."""
+        """Number of positions that carry loss."""
         return int((self.labels != IGNORE).sum())
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

@@ -2,8 +2,8 @@
 
 A row is one document, or a window of a long one. Of a puzzle the answer is blank (`puzzle_answers`); of other text random
 spans are (Raffel et al. 2019, arXiv 1910.10683, section 3.3.4, but each token keeps its position). What is blank
-is the label; the rest has none. `<scratchpad>` stands for a blank: it is an id that no text encodes to, and means
-"here something is to be worked out".
+is the label; the rest has none. `<scratchpad>` stands for a blank: it is an id that no text encodes to, and marks a
+position to be filled in.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class SpanMasker:
         hidden = np.zeros(len(ids), dtype=bool)
         for first, last in found.left_out:
             hidden[self._first(ids, first) : self._first(ids, last)] = True
-        room = length - (len(ids) - start)
+        free = length - (len(ids) - start)
         for begin in found.begins:
             shown = np.arange(self._first(ids, begin), start)
             shown = shown[~hidden[shown]]
-            if len(shown) <= room:
+            if len(shown) <= free:
                 break
         else:
             return None
@@ -92,7 +92,7 @@ class SpanMasker:
         return Example(torch.from_numpy(tokens), torch.from_numpy(labels))
 
     def _first(self, ids: list[int], offset: int) -> int:
-        """The first token with a byte at or after `offset`: one that lies across belongs to what follows."""
+        """Index of the first token with a byte at or after `offset`; one that spans the offset counts."""
         return bisect_right(
             range(len(ids)), offset, key=lambda n: len(self.tokenizer.decode_bytes(ids[: n + 1]))
         )
@@ -149,9 +149,9 @@ class _Domain:
 
     def row(self, ordinal: int, phase: int, seed: int, blanks: SpanMasker) -> Example:
         """The ordinal-th row of a phase; the order is drawn anew for each epoch."""
-        epoch, place = divmod(ordinal, int(self.ends[-1]))
+        epoch, index = divmod(ordinal, int(self.ends[-1]))
         secret = keyed(abs(seed), phase, self.key, epoch)
-        at = int(permuted(np.array([place]), self.ends[-1:], secret)[0])
+        at = int(permuted(np.array([index]), self.ends[-1:], secret)[0])
         document = int(np.searchsorted(self.ends, at, side="right"))
         tokens = self.shard.tokens(document)
         if self.answers and (row := blanks.answer(tokens, self.length)) is not None:
@@ -166,7 +166,7 @@ class _Domain:
 class InfillDataset:
     """Examples for `train.recursion.CarriedRows`: a function of shards, phases, seed, phase and number.
 
-    `mixture.Schedule` says which domain a row is of; a phase's domain is gone through in a random order, each row once per epoch.
+    `mixture.Schedule` assigns a domain to each row; a phase visits a domain's rows in a random order, each once per epoch.
     answers: domains of puzzles. Raises UserError for a mixture without shards.
     """
 

@@ -101,12 +101,12 @@ class PackedLoader:
     mixture's weights hold for rows; for tokens as far as the domains' rows are equally full.
     The batch is a pure function of (shards, phases, packing, seed, step), so the state is the step, and the
     number of ranks may change at a resume. Phases that begin after that step may change too.
-    `long_fraction` deals its share of each domain's rows from documents longer than a quarter of the sequence
-    length, in streams of their own: such a phase starts its own epochs, apart from those of the other phases.
+    `long_fraction` takes its share of each domain's rows from documents longer than a quarter of the sequence
+    length, in streams of their own: such a phase has its own epochs, separate from those of the other phases.
 
     shards: by domain. phases: in order. rank, world: this rank and how many there are; batch sizes must
     divide.
-    full: share of the positions of all batches that hold tokens. notes: lines for the user.
+    full: share of the positions of all batches that hold tokens. notes: lines for the user, such as unmet settings.
     Raises UserError for a mixture without shards, a batch size that does not divide and an unknown packing.
     """
 
@@ -123,7 +123,7 @@ class PackedLoader:
             raise UserError(f"pretrain.packing: {packing!r} is not known; give one of {', '.join(CUTS)}")
         self.rank, self.world = rank, world
         self.step = 0
-        self.notes: list[str] = []  # lines for the user: where a wish could not be met
+        self.notes: list[str] = []
         self._shards, self._seed, self._packing = shards, seed, packing
         self._streams: dict[str, DocumentStream] = {}
         self._parts: list[_Part] = []
@@ -245,7 +245,7 @@ class PackedLoader:
             digest.update(domain.encode() + np.ascontiguousarray(self._shards[domain].offsets).tobytes())
 
     def _whole_fingerprint(self) -> str:
-        """Of the whole sequence of batches, which states of earlier versions hold."""
+        """Of the whole sequence of batches, which a state may hold instead of that up to its step."""
         shape = [
             [
                 p.steps,
@@ -279,7 +279,7 @@ class PackedLoader:
         return self.__next__()
 
     def at(self, step: int) -> Batch:
-        """This rank's rows of a step's global batch, without moving."""
+        """This rank's rows of a step's global batch; the position stays as it is."""
         number = next(i for i in reversed(range(len(self._parts))) if self._parts[i].first_step <= step)
         part = self._parts[number]
         size = part.batch // self.world
@@ -311,7 +311,7 @@ class PackedLoader:
             source = np.where(real, pieces.source, 0)
             columns.append((here[pieces.row], stream, source, pieces.length, after))
         row, *rest = (np.concatenate(column) for column in zip(*columns))
-        # Pieces of a row lie in their order in what one stream gave; numbers of 16 bits sort in linear time.
+        # Within one stream the pieces of a row are already in order, which a stable sort keeps; 16 bits sort in linear time.
         order = np.argsort(row.astype(np.uint16) if len(domain) <= 1 << 16 else row, kind="stable")
         order = order[rest[2][order] > 0]  # a document without a token has no piece
         row, stream, source, length, after = row[order], *(column[order] for column in rest)
@@ -325,7 +325,7 @@ class PackedLoader:
     # ------------------------------------------------------------ resuming
 
     def seek(self, step: int) -> None:
-        """Make `step` the next one. Costs nothing."""
+        """Makes `step` the next one, in constant time. Raises ValueError outside 0..steps."""
         if not 0 <= step <= self.steps:
             raise ValueError(f"step {step} is outside 0..{self.steps}")
         self.step = step
@@ -334,7 +334,7 @@ class PackedLoader:
         return {"step": self.step, "fingerprint": self.fingerprint(self.step)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from a state. Raises UserError where shards, seed or the phases up to its step are not those of the
+        """Continues from a state. Raises UserError where shards, seed or the phases up to its step are not those of the
         state."""
         step = int(state["step"])
         if step > self.steps or state["fingerprint"] not in (
@@ -354,7 +354,7 @@ def _assembled(found: _Located, low: int, high: int, shape: tuple[int, int]) -> 
     length, number = found.length[here], found.number[here]
     bounds = np.zeros(high - low + 1, dtype=np.int32)
     np.cumsum(length, out=bounds[1:])
-    # One block for all: several are given back to the system by many C libraries, and each page faults anew.
+    # One allocation for all three: many C libraries return several to the system, and each page faults again.
     tokens, labels, positions = np.empty((3, shape[0] * shape[1]), dtype=np.int64)
     source = found.source[here]
     ranges = zip(found.stream[here].tolist(), source.tolist(), (source + length).tolist())

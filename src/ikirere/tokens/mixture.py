@@ -1,7 +1,7 @@
 """Which domain each row of a phase comes from.
 
 The j-th row of a domain with weight w falls due at time (j + 1/2) / w; rows are assigned in the order in which
-they fall due (Sainte-Laguë apportionment, one row after another: always the domain that lags most behind its
+they fall due (Sainte-Laguë apportionment, one row after another: always the domain that is furthest below its
 share). So the count of a domain after n rows is within 1/2 + D w / 2 of w n for D domains, at every n, and any
 stretch of the sequence can be computed without what went before: no state, no random draw.
 """

@@ -5,11 +5,10 @@ best-fit-decreasing, so that nothing that fits a row is ever split. Each token i
 once, as in rows that are cut end to end: a document of L tokens, <eos> included, takes L positions, and fits
 where L <= T.
 
-How the pieces lie in rows depends on how many there are of each length only, so the packing works on counts
-per length (`best_fit`), and *which* document sits at each slot of that layout is drawn by keyed permutations
-that are evaluated where they are asked for (`permuted`). An epoch therefore needs no table of its own: any
-row of any epoch is found in constant time, and kept are 4 bytes per document plus 12 per document longer than
-a row.
+The layout of rows depends only on how many pieces there are of each length, so the packing works on counts per
+length (`best_fit`). *Which* document is at each slot of that layout is drawn by keyed permutations, which are
+evaluated where they are needed (`permuted`). An epoch therefore needs no table of its own: any row of any epoch
+is found in constant time, with 4 bytes of memory per document plus 12 per document longer than a row.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from ikirere.tokens.stream import DocumentStream, Pieces
 class Layout:
     """Rows in groups of equal build. All int64.
 
-    Group g has `rows[g]` rows with `free[g]` places left over; each is made of the entries
+    Group g has `rows[g]` rows with `free[g]` positions left over; each is made of the entries
     first_entry[g] : first_entry[g + 1]. Entry e gives `each[e]` pieces of length class `kind[e]` to every
     row: row r of the group gets the class's pieces base[e] + r * each[e] and following.
     """
@@ -66,35 +65,35 @@ class _Group:
 def best_fit(lengths: list[int], counts: list[int], capacity: int) -> Layout:
     """Best-fit-decreasing of counts[c] pieces of lengths[c] tokens into rows of `capacity`.
 
-    lengths: strictly falling, within 1..capacity. Equal to taking the pieces one after another and putting
-    each into the fullest row that has room, but done for all rows of equal build at once: filling such rows
-    with a length at least halves their room, and each length opens or splits off at most two groups, so for D
-    lengths there are O(D log capacity) turns, and never more than pieces.
+    lengths: strictly falling, within 1..capacity. The result equals that of taking the pieces one after another
+    and putting each into the fullest row where it fits, but all rows of equal build are filled at once. Filling
+    such rows with a length at least halves their free positions, and each length opens or splits off at most two
+    groups, so for D lengths there are O(D log capacity) iterations, and never more than pieces.
     """
-    open_groups: dict[int, list[_Group]] = defaultdict(list)
-    rooms: list[int] = []  # keys of open_groups, rising
+    open_groups: dict[int, list[_Group]] = defaultdict(list)  # by free positions per row
+    open_sizes: list[int] = []  # keys of open_groups, rising
     closed: list[tuple[int, _Group]] = []
 
-    def put_back(room: int, group: _Group) -> None:
-        if room < lengths[-1]:
-            closed.append((room, group))
+    def put_back(free: int, group: _Group) -> None:
+        if free < lengths[-1]:
+            closed.append((free, group))
             return
-        if not open_groups[room]:
-            insort(rooms, room)
-        open_groups[room].append(group)
+        if not open_groups[free]:
+            insort(open_sizes, free)
+        open_groups[free].append(group)
 
     for kind, (length, left) in enumerate(zip(lengths, counts)):
         base = 0
         while left:
-            found = bisect_left(rooms, length)
-            if found < len(rooms):
-                room = rooms[found]
-                each = room // length
-                group = open_groups[room].pop()
-                if not open_groups[room]:
-                    rooms.pop(found)
+            found = bisect_left(open_sizes, length)
+            if found < len(open_sizes):
+                free = open_sizes[found]
+                each = free // length
+                group = open_groups[free].pop()
+                if not open_groups[free]:
+                    open_sizes.pop(found)
             else:
-                room, each = capacity, capacity // length
+                free, each = capacity, capacity // length
                 group = _Group(-(-left // each), [])
             if group.rows * each > left:  # not enough pieces to fill them all
                 whole, odd = divmod(left, each)
@@ -103,18 +102,18 @@ def best_fit(lengths: list[int], counts: list[int], capacity: int) -> Layout:
                 else:
                     rest, group, each = group, group.split(1), odd
                 if rest.rows:
-                    put_back(room, rest)
+                    put_back(free, rest)
             group.entries.append((kind, each, base))
             base += group.rows * each
             left -= group.rows * each
-            put_back(room - each * length, group)
-    for room in rooms:
-        closed += [(room, group) for group in open_groups[room]]
+            put_back(free - each * length, group)
+    for free in open_sizes:
+        closed += [(free, group) for group in open_groups[free]]
     entries = [entry for _, group in closed for entry in group.entries]
     kinds, eaches, bases = np.array(entries, dtype=np.int64).reshape(-1, 3).T
     return Layout(
         np.array([group.rows for _, group in closed], dtype=np.int64),
-        np.array([room for room, _ in closed], dtype=np.int64),
+        np.array([free for free, _ in closed], dtype=np.int64),
         np.cumsum([0, *(len(group.entries) for _, group in closed)], dtype=np.int64),
         kinds.copy(),
         eaches.copy(),
@@ -130,7 +129,8 @@ def _packed(counts: np.ndarray, capacity: int) -> Layout:
 
 
 def _expand(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For counts [n]: of each of their sum the number of its count, and its own number within that."""
+    """For counts [n], two int64 [sum(counts)]: the index of the count that each element belongs to, and the element's
+    own index within it."""
     owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
@@ -145,7 +145,7 @@ class Leg:
     """Documents that are packed together: a stretch of an epoch, or some whole epochs, which share a layout.
 
     epoch: the first, of `epochs`. first: number of its first row in the phase; rows: per epoch. start, tail,
-    stop: places of the epoch; documents from `tail` to `stop` have rows of their own, the last may be cut.
+    stop: positions within the epoch; documents from `tail` to `stop` have rows of their own, the last may be cut.
     """
 
     epoch: int
@@ -213,11 +213,11 @@ class _Plan:
         return row, source, length, source + length < offsets[document + 1]
 
     def _padding(self, row: np.ndarray, free: np.ndarray) -> Columns:
-        """Of those rows that have places left over."""
+        """Padding pieces of the rows that have positions left over."""
         short = np.flatnonzero(free)
         return row[short], np.full(len(short), -1), free[short], np.zeros(len(short), dtype=bool)
 
-    def _full(self, place: np.ndarray, rows: np.ndarray) -> list[Columns]:
+    def _full(self, index: np.ndarray, rows: np.ndarray) -> list[Columns]:
         """Rows of one piece, which is as long as the row but for a document that has its row alone."""
         number = np.searchsorted(self.first_full, rows, side="right") - 1
         document = self.long[number]
@@ -225,9 +225,10 @@ class _Plan:
         offsets = self.stream.shard.offsets
         left = offsets[document + 1] - offsets[document] - start
         length = np.minimum(left, self.length)
-        return [self._piece(place, document, start, length), self._padding(place, self.length - length)]
+        return [self._piece(index, document, start, length), self._padding(index, self.length - length)]
 
-    def _fitted(self, place: np.ndarray, rows: np.ndarray, key: np.ndarray) -> list[Columns]:
+    def _fitted(self, index: np.ndarray, rows: np.ndarray, key: np.ndarray) -> list[Columns]:
+        """Rows that are packed by the layout. index: of the rows among those asked for."""
         layout = self.layout
         group = np.searchsorted(self.first_row, rows, side="right") - 1
         within = rows - self.first_row[group]
@@ -244,8 +245,8 @@ class _Plan:
         offsets = self.stream.shard.offsets
         start = offsets[document + 1] - offsets[document] - length
         return [
-            self._piece(place[row], document, start, length),
-            self._padding(place, layout.free[group]),
+            self._piece(index[row], document, start, length),
+            self._padding(index, layout.free[group]),
         ]
 
 
@@ -255,7 +256,7 @@ class BestFit:
     Each epoch is packed as a whole, or where a phase begins or ends within it, in stretches: a phase takes
     documents in the epoch's order until they fill its rows (the last document may be cut at the end of a row,
     and its rest is the next phase's). No row holds tokens of two epochs or stretches, so the last rows of
-    each may be padded; no token is left out or comes again before all of its epoch were seen, also over
+    each may be padded; no token is left out, and none is repeated before all of its epoch were seen, also over
     phases of other lengths.
     Rows are visited in a random order within each epoch or stretch.
     """
@@ -300,7 +301,7 @@ class BestFit:
         low = int(np.searchsorted(begin, start, side="right")) - 1
         edges = begin[low:].copy()
         edges[0] = start
-        # Documents that surely do not fit any more bound how many need to be looked at.
+        # Documents that start after `wanted` full rows cannot fit, which bounds the search.
         reach = min(len(edges) - 1, int(np.searchsorted(edges, start + wanted * length, side="right")))
         full, rest = np.divmod(np.diff(edges[: reach + 1]), length)
         fulls = np.concatenate([[0], np.cumsum(full)])
@@ -312,15 +313,15 @@ class BestFit:
         if many <= wanted:
             return Leg(epoch, 1, first, many, start, total, total)
         # Rows grow almost evenly with tokens, so interpolation soon finds where they come to exceed `wanted`:
-        # it aims a little before and after by turns, to close in from both sides. Every third guess halves,
-        # for odd lengths.
-        turn = 0
+        # it aims a little before and after alternately, to close in from both sides. Every third guess bisects,
+        # for uneven lengths.
+        guesses = 0
         while over - fits > 1:
-            aim = (wanted - few + (0.0, 1.0)[turn % 2]) / (many - few)
-            place = edges[fits] + aim * float(edges[over] - edges[fits])
-            guess = (fits + over) // 2 if turn % 3 == 2 else int(np.searchsorted(edges, place))
+            aim = (wanted - few + (0.0, 1.0)[guesses % 2]) / (many - few)
+            position = edges[fits] + aim * float(edges[over] - edges[fits])
+            guess = (fits + over) // 2 if guesses % 3 == 2 else int(np.searchsorted(edges, position))
             guess = min(max(guess, fits + 1), over - 1)
-            turn += 1
+            guesses += 1
             if (rows := rows_of(guess)) <= wanted:
                 fits, few = guess, rows
             else:

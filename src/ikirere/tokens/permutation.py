@@ -19,22 +19,22 @@ def keyed(*numbers: int | np.ndarray) -> np.ndarray:
 
 
 def permuted(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray:
-    """Where a keyed permutation of range(size) takes `index`; all int64 [n] (key uint64), element by element.
+    """The image of `index` under a keyed permutation of range(size); all int64 [n] (key uint64), element by element.
 
     A Feistel network on the smallest near-square a x b >= size, walked until it lands below size (Black and Rogaway
-    2002, "Ciphers with Arbitrary Finite Domains"); fewer than a of a x b places are beyond, so walks are short.
+    2002, "Ciphers with Arbitrary Finite Domains"); fewer than a of a x b values are beyond, so walks are short.
     """
-    place, bound = index.astype(np.uint64), np.maximum(size, 1).astype(np.uint64)
+    image, bound = index.astype(np.uint64), np.maximum(size, 1).astype(np.uint64)
     a = np.ceil(np.sqrt(bound.astype(np.float64))).astype(np.uint64)
     b = (bound + a - np.uint64(1)) // a
-    walking = np.arange(len(place))
+    walking = np.arange(len(image))
     while len(walking):
         width, secret = b[walking], key[walking]
-        halves = np.divmod(place[walking], width)
+        halves = np.divmod(image[walking], width)
         sizes = a[walking], width
-        for turn in range(_ROUNDS):
+        for number in range(_ROUNDS):
             secret += GOLDEN
-            moved, limit, other = halves[turn % 2], sizes[turn % 2], halves[1 - turn % 2]
+            moved, limit, other = halves[number % 2], sizes[number % 2], halves[1 - number % 2]
             drawn = splitmix(np.bitwise_xor(secret, other))
             drawn >>= _HALF
             drawn *= limit
@@ -42,6 +42,6 @@ def permuted(index: np.ndarray, size: np.ndarray, key: np.ndarray) -> np.ndarray
             moved += drawn
             np.subtract(moved, limit, out=moved, where=moved >= limit)
         found = halves[0] * width + halves[1]
-        place[walking] = found
+        image[walking] = found
         walking = walking[found >= bound[walking]]
-    return place.astype(np.int64)
+    return image.astype(np.int64)

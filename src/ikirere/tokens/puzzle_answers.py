@@ -1,7 +1,7 @@
 """Where the answer of a puzzle document begins, form by form, for models that fill in whole answers.
 
-Worked steps that stand between question and answer would give it away to a model that sees both ways, so they are left
-out. One function per form of `sources.puzzles` and `sources.arc`; offsets are in characters.
+Worked steps between question and answer would reveal the answer to a model that sees both ways, so they are left out.
+One function per form of `corpus.readers.puzzles` and `corpus.readers.arc`; offsets are in characters.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _OUTPUT = re.compile(r"^output:\n", re.M)
 
 @dataclass(frozen=True)
 class AnswerSpan:
-    """The answer goes from `start` to the document's end.
+    """The answer extends from `start` to the document's end.
 
     left_out: ranges before it that are not shown. begins: where what is shown may begin, rising, from 0; a question
     that is too long loses what is before one of the later ones (whole demonstrations).
@@ -82,7 +82,7 @@ FORMS: tuple[Callable[[str], AnswerSpan | None], ...] = (program, sudoku, maze, 
 
 
 def find_answer(text: str) -> AnswerSpan | None:
-    """By the first form that knows the text; None for text of no known form and for an empty answer."""
+    """The answer by the first form that matches the text; None where none matches and for an empty answer."""
     for form in FORMS:
         if (found := form(text)) is not None:
             return found if text[found.start :].strip() else None

@@ -91,7 +91,7 @@ class Shard:
         return self.data[self.offsets[i] : self.offsets[i + 1]]
 
     def id(self, i: int) -> str:
-        """The content hash of document i; its number where the shard was made without."""
+        """The content hash of document i; its index as text where the shard has no hashes."""
         return str(i) if self._ids is None else self._ids[i].decode()
 
     @property
@@ -105,7 +105,7 @@ class Shard:
 
 
 class _Writer:
-    """Grows one shard; its files get their names when `opened` ends without an error."""
+    """Appends to one shard; its files get their final names when `opened` ends without an error."""
 
     def __init__(self, folder: Path, stem: str, dtype: np.dtype, opened: ExitStack) -> None:
         self.bin, self.npz = folder / f"{stem}.bin", folder / f"{stem}.npz"
@@ -168,10 +168,10 @@ def write_shards(
     advance: Callable[[int], None] = lambda amount: None,
     seal: Mapping[str, Any] | None = None,
 ) -> ShardManifest:
-    """Encode document files into shards, in the files' order.
+    """Encodes document files into shards, in the files' order.
 
     parquet: split name -> a Parquet file with the columns id, text, domain and, where there is one, family.
-    seal: of these splits (`data.seal`), checked here and whenever the shards are opened.
+    seal: of these splits (`corpus.seal`), checked here and whenever the shards are opened.
     advance: called with the UTF-8 bytes just encoded.
     Returns the manifest, which is written last: a folder without it is not a folder of shards.
     """

@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 
 class LruCache:
-    """The last few results of a costly function."""
+    """The `size` most recently used results of a costly function."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -37,7 +37,7 @@ class LruCache:
 class Pieces:
     """Stretches of documents that rows are made of; all arrays are [n].
 
-    row: int64, which of the rows asked for. Pieces of one row stand in their order, rows in any.
+    row: int64, index among the rows asked for. Pieces of one row are in their order, rows in any.
     source: int64, index of the first token in the shard's data; -1 for padding.
     length: int64, tokens. continues: bool, whether the document has a token after the piece, which is then the
     label of the piece's last position.
@@ -103,10 +103,10 @@ class DocumentStream:
 
 
 class Concatenated:
-    """Rows that tile the stream from `base` on: no padding; the last row of an epoch goes on into the next.
+    """Rows that tile the stream from `base` on: no padding; the last row of an epoch continues into the next.
 
     Rows are visited in a random order within each epoch, so that the pieces of a long document do not come
-    one after another, and never the second time before all rows of the epoch were seen.
+    one after another, and none is repeated before all rows of the epoch were seen.
 
     count: how many rows of `length` tokens the phase takes. salt: distinguishes the orders of phases.
     """
@@ -144,11 +144,11 @@ class Concatenated:
         tail = np.searchsorted(begin, local + n - 1, side="right") - 1
         pieces = tail - head + 1
         row = np.repeat(np.arange(len(starts)), pieces)
-        place = head[row] + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        piece_start = np.maximum(begin[place], local[row])
-        piece_end = np.minimum(begin[place + 1], local[row] + n)
-        source = shard.offsets[documents[place]] + piece_start - begin[place]
-        return Pieces(row, source, piece_end - piece_start, piece_end < begin[place + 1])
+        index = head[row] + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        piece_start = np.maximum(begin[index], local[row])
+        piece_end = np.minimum(begin[index + 1], local[row] + n)
+        source = shard.offsets[documents[index]] + piece_start - begin[index]
+        return Pieces(row, source, piece_end - piece_start, piece_end < begin[index + 1])
 
 
 class Leftover:

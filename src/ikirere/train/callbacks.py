@@ -36,12 +36,12 @@ Every = tuple[int | set[int] | frozenset[int], Callable[[int, Any], None]]
 
 @dataclass
 class Callbacks:
-    """What a stage wants to see and do while training.
+    """What a stage observes and does while training.
 
     progress: (label, total, unit) -> a progress bar. say: a line for the user. track: scalars at a step.
     every: (n, f) calls f(step, model) after each n-th step, (set, f) after the steps of the set; steps count
     from 1. They run before the checkpoint of that step, so what they write is there when it is; randomness and
-    training mode are put back afterwards. Not called again for steps before the one that a run resumes from.
+    training mode are restored afterwards. Not called again for steps before the one that a run resumes from.
     before: called with the number of steps done ahead of every step, also of the first after a resume; for what
     must hold from some step on. It must depend on its arguments only.
     resumed: called once with the number of steps done, 0 at a fresh start, before any step is made.
@@ -65,7 +65,7 @@ class Callbacks:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """What a run was. Times are of training steps (data, forward, backward, optimiser) over all resumes."""
+    """What a run did. Times are of training steps (data, forward, backward, optimiser) over all resumes."""
 
     steps: int
     tokens: int  # positions in all batches, with or without loss
@@ -82,7 +82,7 @@ class TrainSummary:
 
 
 class NoBar:
-    """A bar that nobody sees."""
+    """A bar that shows nothing."""
 
     def advance(self, amount: float = 1, **shown: object) -> None:
         """Nothing."""

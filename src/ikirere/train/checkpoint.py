@@ -1,7 +1,7 @@
-"""Checkpoints that are either whole or not there.
+"""Checkpoints that are either complete or absent.
 
 A checkpoint is a folder `step-000400/`: tensors as torch.distributed.checkpoint writes them, `state-<rank>.json`
-with all else (data position, random states, counters), and `files.json`: step, tokens, loss, purpose, the key of the
+with everything else (data position, random states, counters), and `files.json`: step, tokens, loss, purpose, the key of the
 settings (`config`), the sha256 of every other file and of itself. It is written under a temporary name, flushed to the
 disk and then renamed. `common.checkpoints.catalogue` lists those of a folder.
 
@@ -29,7 +29,7 @@ from ikirere.common.files import PART, file_sha256, json_sha256, sync_file, sync
 from ikirere.errors import UserError
 
 MILESTONE, LAST = "milestone ", "last"
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def name_of(step: int) -> str:
@@ -38,7 +38,7 @@ def name_of(step: int) -> str:
 
 
 def step_of(path: Path) -> int:
-    """Inverse of `name_of`."""
+    """Inverse of `name_of`. Raises ValueError for another name."""
     match = NAME.fullmatch(path.name)
     if match is None:
         raise ValueError(f"{path.name} is not the name of a checkpoint")
@@ -68,7 +68,7 @@ def save(
     try:
         with full_disk_is_users(folder):
             if rank == 0:
-                _check_room(folder, tensors)
+                _check_free_space(folder, tensors)
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
             _barrier()
@@ -121,9 +121,9 @@ def latest_valid(
 ) -> Path | None:
     """The newest checkpoint whose every byte is as it was written; None where there is none.
 
-    Torn and altered ones, and those whose key is not among `keys` (None: any will do), are renamed out of the way, each
-    with a line that names them. Leftovers of a killed write are removed. With several ranks, rank 0 looks and the
-    others are given its answer.
+    Torn and altered ones, and those whose key is not among `keys` (None: any key), are set aside under another name,
+    each with a line that names them. Leftovers of a killed write are removed. With several ranks, rank 0 searches and
+    broadcasts its result.
     """
     found: list[Path | None] = [_latest(folder, say, keys) if _ranks()[0] == 0 else None]
     if _ranks()[1] > 1:
@@ -149,7 +149,7 @@ def _latest(folder: Path, say: Callable[[str], None], keys: Collection[str] | No
 
 
 def _set_aside(path: Path, why: str) -> Path:
-    """Out of the way of later checkpoints, whose steps it may be ahead of; under a name that nothing has."""
+    """Renames a checkpoint to an unused name, so that later ones, which may reach its step again, can take its own."""
     aside, number = path.with_name(f"{path.name}.{why}"), 1
     while aside.exists():
         number += 1
@@ -186,26 +186,26 @@ def key_of(path: Path) -> str:
 
 @contextmanager
 def full_disk_is_users(folder: Path) -> Iterator[None]:
-    """Turns a full disk, quota or file size limit into a UserError that names the folder."""
+    """Raises a UserError that names the folder for a full disk, quota or file size limit."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        if not _no_room(error):
+        if not _is_disk_full(error):
             raise
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free
         raise UserError(
-            f"{folder}: no room to write ({free / 1e6:.1f} MB free); free some space and run the same command "
+            f"{folder}: no space left to write ({free / 1e6:.1f} MB free); free some space and run the same command "
             "again, it continues from the last checkpoint"
         ) from error
 
 
-def _no_room(error: BaseException) -> bool:
+def _is_disk_full(error: BaseException) -> bool:
     """Whether a full disk is the cause: libraries wrap OSError, or report the failed write only."""
     seen: list[BaseException] = [error]
     for one in seen:
-        if isinstance(one, OSError) and one.errno in _NO_ROOM:
+        if isinstance(one, OSError) and one.errno in _DISK_FULL:
             return True
         if "No space left" in str(one) or "file write failed" in str(one):
             return True
@@ -220,8 +220,8 @@ def _no_room(error: BaseException) -> bool:
 
 @contextmanager
 def _dcp() -> Iterator[Any]:
-    """torch.distributed.checkpoint, imported where it is needed (two seconds), without its remark that there is
-    one process."""
+    """torch.distributed.checkpoint, imported only when needed (two seconds), without its warning that
+    torch.distributed is off."""
     import torch.distributed.checkpoint as dcp
 
     with warnings.catch_warnings():
@@ -230,11 +230,12 @@ def _dcp() -> Iterator[Any]:
             yield dcp
         except (
             dcp.CheckpointException
-        ) as error:  # no Exception, so that callers who catch those would miss it
+        ) as error:  # a BaseException: callers that catch Exception would miss it
             raise RuntimeError(str(error)) from error
 
 
-def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
+def _check_free_space(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Raises OSError (ENOSPC) where the tensors' bytes exceed the free space of the folder's file system."""
     folder.mkdir(parents=True, exist_ok=True)
     needed = sum(t.numel() * t.element_size() for t in tensors.values())
     if shutil.disk_usage(folder).free < needed:
@@ -242,7 +243,7 @@ def _check_room(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _seal(part: Path, listed: dict[str, Any]) -> None:
-    """Hashes all files and makes sure that they are on the disk."""
+    """Fsyncs and hashes all files and writes the listing."""
     names = sorted(p.name for p in part.iterdir())
     for name in names:
         sync_file(part / name)
@@ -251,7 +252,7 @@ def _seal(part: Path, listed: dict[str, Any]) -> None:
 
 
 def _swap(part: Path, final: Path) -> None:
-    """Gives the folder its name."""
+    """Gives the folder its final name; what had that name is set aside."""
     if final.exists():
         _set_aside(final, "replaced")
     part.rename(final)
@@ -259,7 +260,7 @@ def _swap(part: Path, final: Path) -> None:
 
 
 def _ranks() -> tuple[int, int]:
-    """(this rank, how many)."""
+    """(this rank, number of ranks)."""
     ready = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if ready else (0, 1)
 

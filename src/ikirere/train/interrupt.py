@@ -10,8 +10,8 @@ from typing import Any
 
 
 class Interrupts:
-    """While it is entered, the first Ctrl-C only sets `asked`; a second one acts at once. So does SIGTERM,
-    where the program handles it. Outside the main thread, where no signal arrives, it does nothing.
+    """A context in which the first Ctrl-C only sets `asked`; a second one acts at once. SIGTERM is treated alike where
+    the program handles it. Outside the main thread, where no signal arrives, it does nothing.
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:

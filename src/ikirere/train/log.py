@@ -47,7 +47,7 @@ class Log:
             self.write(json.loads(row))
 
     def write(self, row: dict[str, Any]) -> None:
-        """Adds a row; it is with the operating system when this returns."""
+        """Adds a row and flushes it to the operating system (`sync` to the disk)."""
         if self._handle is None:
             self._handle = self.path.open("a", encoding="utf-8")
         self._handle.write(json.dumps(row) + "\n")

@@ -95,7 +95,7 @@ class _Run:
     # ------------------------------------------------------------ start and end
 
     def prepare(self, seed: int) -> None:
-        """Everything before the first step: formats, placement, optimiser, and the checkpoint to continue from."""
+        """Everything before the first step: number format, placement on devices, optimiser, checkpoint to continue from."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         memory.reset_peak()
@@ -121,7 +121,7 @@ class _Run:
             self.callbacks.resumed(self.done)
 
     def release(self) -> None:
-        """Leaves the model as plain as it came."""
+        """Removes compilation and activation checkpointing from the model and closes the log."""
         self.log.close()
         memory.give_pages()
         compile_blocks(self.model, False)
@@ -189,7 +189,7 @@ class _Run:
         return precision, compiled
 
     def _probe(self, precision: Precision) -> None:
-        """Forward and backward of the coming micro-batch, without moving on."""
+        """Forward and backward of the next micro-batch, without advancing the data."""
         position = self.source.state_dict()
         micro = next(iter(self._parts(self.source.next())))
         self.source.load_state_dict(position)
@@ -206,7 +206,7 @@ class _Run:
         return [batch] if size is None else list(batch.split(size * rows))
 
     def _step(self, interrupts: Interrupts) -> bool:
-        """One optimiser step; whether to stop after it."""
+        """Makes one optimiser step; returns whether to stop after it."""
         self.callbacks.before(self.done, self.model)
         position = self.source.state_dict()
         began = time.perf_counter()
@@ -215,7 +215,7 @@ class _Run:
             waited = time.perf_counter() - began
             scalars, tokens, stop = self._gradients(parts, interrupts)
         except KeyboardInterrupt:
-            # Nothing has moved but the data, so the state of the last step is still whole.
+            # Only the data position has moved, so the state after the last step is still intact.
             if self.world.size == 1:
                 self.source.load_state_dict(position)
                 self._save()
@@ -305,7 +305,7 @@ class _Run:
         )
 
     def _shared(self, values: dict[str, float]) -> dict[str, float]:
-        """Sums over ranks; the gradient norm is one for all."""
+        """Sums over ranks; the gradient norm is the same on all of them."""
         if self.world.size == 1:
             return values
         total = self.world.total(torch.tensor(list(values.values()), device=self.device)).tolist()
@@ -346,7 +346,7 @@ class _Run:
         return model | {f"optimizer/{name}": t for name, t in self.optimizers.tensors().items()}
 
     def _purpose(self) -> str:
-        """Of a checkpoint after this step, as its listing names it."""
+        """The purpose of a checkpoint after this step, as its listing names it; "" for an ordinary one."""
         if self.done in self.callbacks.milestones:
             return checkpoint.MILESTONE + self.callbacks.milestones[self.done]
         return checkpoint.LAST if self.done == self.total else ""

@@ -20,13 +20,13 @@ def peak_rss() -> int:
 
 
 def rss() -> int:
-    """Bytes of physical memory now; where the system does not tell, the peak."""
+    """Bytes of physical memory now; where the system does not report it, the peak."""
     value = _status("VmRSS")
     return peak_rss() if value is None else value
 
 
 def reset_peak() -> bool:
-    """Starts `peak_rss` anew from what is held now, where the system allows it (Linux); returns whether it did."""
+    """Resets `peak_rss` to what is held now, where the system allows it (Linux); returns whether it did."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -37,8 +37,8 @@ def reset_peak() -> bool:
 def keep_pages() -> bool:
     """Asks the C library to keep freed memory instead of giving it back and asking again at every step.
 
-    Each large tensor would else be mapped, zeroed page by page and unmapped in each step (3% of the time of a
-    small model). Says whether it could (glibc). `give_pages` ends it.
+    Otherwise each large tensor is mapped, zeroed page by page and unmapped in each step (3% of the time of a
+    small model). Returns whether the library accepted it (glibc does). `give_pages` ends it.
     """
     library = _libc()
     if library is None:

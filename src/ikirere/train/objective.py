@@ -37,9 +37,9 @@ class LanguageModel(Protocol):
 Objective = Callable[[Any, "Batch"], tuple[Tensor, dict[str, Tensor]]]
 """(model, batch) -> (loss to minimise, further scalars for the log, detached).
 
-The loss is a mean. An optional method `weight(batch) -> int` gives over how many (default: labelled positions); the
-loop uses it so that micro-batches and ranks of unequal weight add up to the mean over the whole batch. An
-optional attribute `rows` says how many rows of the batch make one example (2 for pairs; default 1).
+The loss is a mean. An optional method `weight(batch) -> int` gives the number of its terms (default: labelled
+positions); the loop uses it so that micro-batches and ranks of unequal weight add up to the mean over the whole batch.
+An optional attribute `rows` is the number of rows of the batch that make one example (2 for pairs; default 1).
 """
 
 
@@ -94,7 +94,7 @@ def cross_entropy(
 def token_logprobs(hidden: Tensor, weight: Tensor, labels: Tensor) -> Tensor:
     """Log-probability (nats, fp32) of each label, 0 where it is -100. hidden [..., D], labels [...] -> [...].
 
-    For losses that are not a mean of these: the gradient makes the logits a second time.
+    For losses that are not a mean of these: the backward pass computes the logits a second time.
     """
     used = labels != IGNORE
     rows, picked = _labelled(hidden, labels)

@@ -52,7 +52,7 @@ class Optimizers:
         return norm
 
     def unscale(self, scaler: torch.amp.GradScaler) -> None:
-        """Takes the factor of fp16 training out of the gradients."""
+        """Divides the gradients by the loss scale of fp16 training."""
         if scaler.is_enabled():
             for part in self.parts:
                 scaler.unscale_(part)
@@ -72,7 +72,7 @@ class Optimizers:
             parameter.grad = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Everything they remember, by `<weight>/<what>`; the tensors themselves, not copies."""
+        """All optimiser state, by `<weight>/<what>`; the tensors themselves, not copies."""
         return {
             f"{self.names[id(p)]}/{what}": value
             for part in self.parts
@@ -82,7 +82,7 @@ class Optimizers:
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> Optimizers:
-    """The optimisers of a recipe over all weights that want gradients.
+    """The optimisers of a recipe over all weights that require gradients.
 
     model: embeddings are its nn.Embedding modules; its `output_weight`, where it has one, is the head.
     """

@@ -1,7 +1,7 @@
 """Muon: momentum whose update is made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon works matrix by matrix in bfloat16, which a CPU without bf16 instructions does a hundred times
-slower than fp32. Here matrices of one shape are done together, in bf16 only on accelerators.
+slower than fp32. Here matrices of one shape are batched, in bf16 only on accelerators.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ def _by_products(x: Tensor, steps: int) -> Tensor:
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum, orthogonalised, times lr * sqrt(max(1, rows / columns)); decoupled weight decay.
 
-    params: matrices, each one logical matrix, or stacks of them (one per expert), [..., rows, columns]. With sharded weights (FSDP) every rank gathers the update, makes
-    the same orthogonal matrix and keeps its own part.
+    params: matrices, each one logical matrix, or stacks of them (one per expert), [..., rows, columns]. With sharded
+    weights (FSDP) every rank gathers the update, computes the same orthogonal matrix and keeps its own part. Raises
+    ValueError for a weight with fewer than two axes.
     """
 
     def __init__(
@@ -93,20 +94,20 @@ class Muon(torch.optim.Optimizer):
             shapes[min(update.shape[-2:]), max(update.shape[-2:])].append(i)
         for (low, high), indices in shapes.items():
             whole = [_whole(updates[i]) for i in indices]
-            lying = [u if u.shape[-2] <= u.shape[-1] else u.mT for u in whole]
-            stack = torch.cat([u.reshape(-1, low, high) for u in lying])
+            wide = [u if u.shape[-2] <= u.shape[-1] else u.mT for u in whole]
+            stack = torch.cat([u.reshape(-1, low, high) for u in wide])
             found = orthogonalise(stack.to(_products(stack))).split([u[..., 0, 0].numel() for u in whole])
-            for i, u, flat in zip(indices, lying, found, strict=True):
+            for i, u, flat in zip(indices, wide, found, strict=True):
                 rows, columns = updates[i].shape[-2:]
-                turned = flat.view(u.shape) if rows <= columns else flat.view(u.shape).mT
+                update = flat.view(u.shape) if rows <= columns else flat.view(u.shape).mT
                 params[i].add_(
-                    _like(turned.to(params[i].dtype), params[i]),
+                    _like(update.to(params[i].dtype), params[i]),
                     alpha=-group["lr"] * math.sqrt(max(1.0, rows / columns)),
                 )
 
 
 def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
-    """Whether each rank holds a part of it. Told without importing DTensor, which takes two seconds."""
+    """Whether each rank holds a part of it; decided without importing DTensor, which takes two seconds."""
     return hasattr(tensor, "full_tensor")
 
 

@@ -1,7 +1,7 @@
 """Placing a model on one device or several. The model itself knows one device and no parallelism.
 
 Several processes are started by `torchrun`; each is one rank with one device. `ddp` keeps a whole model on each,
-`fsdp` a part of every weight (FSDP2). With one process both are nothing.
+`fsdp` a part of every weight (FSDP2). With one process both have no effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class World:
 
     @property
     def first(self) -> bool:
-        """Whether it is the one that writes files and speaks."""
+        """Whether it is the one that writes files and reports."""
         return self.rank == 0
 
     def agree(self, value: str) -> str:
@@ -94,7 +94,7 @@ class DistributedModel:
         return result
 
     def accumulate(self, last: bool) -> AbstractContextManager[None]:
-        """Around forward and backward of one micro-batch: gradients travel with the last one only."""
+        """Context of one micro-batch's forward and backward: gradients are reduced over ranks with the last one only."""
         if self.ddp is not None and not last:
             return self.ddp.no_sync()
         if self.world.size > 1 and self.ddp is None:

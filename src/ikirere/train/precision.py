@@ -37,7 +37,7 @@ class Precision:
         return DTYPES[self.name]
 
     def context(self) -> AbstractContextManager[object]:
-        """For the forward pass."""
+        """Autocast for the forward pass; a null context for fp32."""
         if self.name == "fp32":
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -52,7 +52,7 @@ def choose(precision: str, device: torch.device) -> Precision:
     if precision == "auto":
         return _measured(device)
     check_precision(precision, "precision")
-    return Precision(precision, device, f"precision {precision}, as the recipe says")
+    return Precision(precision, device, f"precision {precision}, as the recipe sets it")
 
 
 def check_precision(precision: str, key: str) -> None:
@@ -107,7 +107,8 @@ def compiler() -> str | None:
 def decide_compile(
     setting: str, model: nn.Module, device: torch.device, steps: int, probe: Callable[[], None]
 ) -> tuple[bool, str]:
-    """Whether the model's blocks shall run compiled, and a line that says why; they are compiled when it returns.
+    """Whether the model's blocks shall run compiled, and a line that gives the reason; then they are compiled when it
+    returns.
 
     setting: a recipe's `compile`. probe: one training step's forward and backward pass, without effect.
     auto: only where a compiler is there and what is expected to be saved over `steps` exceeds what compiling
@@ -121,9 +122,9 @@ def decide_compile(
                 "compile: on needs a C++ compiler (g++ or clang++), none is on PATH; use auto or off"
             )
         compile_blocks(model)
-        return True, "compile on, as the recipe says"
+        return True, "compile on, as the recipe sets it"
     if setting == "off":
-        return False, "compile off, as the recipe says"
+        return False, "compile off, as the recipe sets it"
     if missing:
         return False, "compile off: no C++ compiler on PATH"
     if steps < 100:

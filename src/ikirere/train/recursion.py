@@ -29,18 +29,18 @@ from ikirere.train.stablemax import stablemax_nats
 __all__ = ["CarriedRows", "DeepSupervision", "Example", "Examples", "RecursiveTrainer"]
 
 HALTING = 0.5  # weight of the halting head's loss
-_EXPLORING = 1  # tells draws of exploration from others of the same numbers
+_EXPLORING = 1  # distinguishes draws of exploration from others of the same numbers
 
 
 class RecursiveTrainer(nn.Module):
-    """A network, the moving average of its weights, and what each row of the batch has come to.
+    """A network, the moving average of its weights, and the carried answer of each row of the batch.
 
     `ema` is a network of the same shape without gradient: decay * ema + (1 - decay) * weight after each step; it is
     what is evaluated. Carried y and z [rows, puzzle_tokens + length, hidden_size], steps done and halted [rows] are
-    buffers, so a checkpoint holds them and a resumed run continues with the same bits. What a forward pass finds is put
-    there by `after_step` only: a step that is broken off leaves nothing.
-    Each rank carries its own rows, in buffers named by its number, because a checkpoint keeps one copy of what
-    is named alike on several ranks. A checkpoint therefore wants as many ranks as wrote it, or fewer.
+    buffers, so a checkpoint holds them and a resumed run continues with the same bits. Only `after_step` writes
+    the results of a forward pass there: an interrupted step changes nothing.
+    Each rank carries its own rows, in buffers named by its number, because a checkpoint keeps one copy of tensors that
+    have the same name on several ranks. A checkpoint therefore needs as many ranks as wrote it, or fewer.
 
     rows: of the batch on this rank, at most. length: tokens of a row, at most.
     """
@@ -72,7 +72,7 @@ class RecursiveTrainer(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The head's matrix, which the optimiser tells from hidden ones."""
+        """The head's matrix [vocab_size, hidden_size], which the optimiser distinguishes from hidden ones."""
         return self.network.output_weight
 
     @property
@@ -81,7 +81,7 @@ class RecursiveTrainer(nn.Module):
         return self.network.config
 
     def halted(self) -> Tensor:
-        """Which rows are done and want a new example: bool [rows] on the CPU."""
+        """Which rows are done and need a new example: bool [rows] on the CPU."""
         return self.carried("halted").cpu()
 
     def advance(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -103,12 +103,13 @@ class RecursiveTrainer(nn.Module):
         return y, z, steps
 
     def keep(self, row: Tensor, y: Tensor, z: Tensor, steps: Tensor, halted: Tensor) -> None:
-        """Notes what rows came to, for `after_step` to put in place."""
+        """Records the results of rows, which `after_step` writes into the carried buffers."""
         self._found.append((row, y.detach(), z.detach(), steps, halted))
 
     @torch.no_grad()
     def after_step(self) -> dict[str, Tensor]:
-        """Puts what was found in place and updates the average; the loop calls it after each optimiser step."""
+        """Writes the recorded results into the buffers and updates the average; the loop calls it after each optimiser
+        step."""
         for row, *values in self._found:
             for name, value in zip(("y", "z", "steps", "halted"), values):
                 held = self.carried(name)
@@ -208,7 +209,7 @@ class CarriedRows:
                 raise UserError(
                     f"pretrain.phases.{i}.batch_size: {phase.batch_size} is not divisible by the {world} ranks"
                 )
-        self.step, self.dealt = 0, 0
+        self.step, self.assigned = 0, 0  # steps made; examples that this rank has given to rows in this phase
         self.held: list[int] = []
         self._made: dict[int, tuple[tuple[int, int], Example, int]] = {}  # by row
         self._fingerprints: dict[int, str] = {}  # of the examples, by number of phases
@@ -228,13 +229,13 @@ class CarriedRows:
             number += 1
         rows = self.phases[number].batch_size // self.world
         if self.step == first or len(self.held) != rows:
-            self.dealt = 0 if self.step == first else self.dealt
+            self.assigned = 0 if self.step == first else self.assigned
             self.held, fresh = [0] * rows, torch.ones(rows, dtype=torch.bool)
         else:
             fresh = self.halted()[:rows].clone()
         for row in fresh.nonzero().flatten().tolist():
-            self.held[row] = self.dealt * self.world + self.rank
-            self.dealt += 1
+            self.held[row] = self.assigned * self.world + self.rank
+            self.assigned += 1
         self.step += 1
         return self._batch(number, fresh)
 
@@ -270,7 +271,7 @@ class CarriedRows:
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.step,
-            "dealt": self.dealt,
+            "dealt": self.assigned,
             "held": list(self.held),
             "ranks": [self.rank, self.world],
             "fingerprint": self.fingerprint(self.step),
@@ -295,7 +296,7 @@ class CarriedRows:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continues from a state. Raises UserError where examples, seed or the phases up to its step are not those of
         the state."""
-        # States of earlier versions hold a fingerprint over all phases.
+        # A state may hold a fingerprint over all phases instead of those up to its step.
         whole = [[p.steps, p.sequence_length, p.batch_size] for p in self.phases]
         if state["step"] > self.steps or state["fingerprint"] not in (
             self.fingerprint(state["step"]),
@@ -305,8 +306,8 @@ class CarriedRows:
                 "data position of the checkpoint belongs to other examples, phases or another seed; "
                 "start this stage anew or restore what was changed"
             )
-        self.step, self.dealt, self.held = state["step"], state["dealt"], list(state["held"])
+        self.step, self.assigned, self.held = state["step"], state["dealt"], list(state["held"])
         rank, world = state["ranks"]
         if (rank, world) != (self.rank, self.world):
-            # These rows' answers are another rank's, and its numbers would be dealt twice.
-            self.held, self.dealt = [], -(-state["dealt"] * world // self.world) + len(state["held"])
+            # These rows' answers are another rank's, and its numbers would be assigned twice.
+            self.held, self.assigned = [], -(-state["dealt"] * world // self.world) + len(state["held"])

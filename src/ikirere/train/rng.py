@@ -12,14 +12,14 @@ import torch
 
 
 def seed_all(seed: int) -> None:
-    """Seeds all three."""
+    """Seeds torch, numpy and Python."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
 def capture() -> dict[str, Any]:
-    """The present states."""
+    """The present states, JSON-able."""
     version, internal, gauss = random.getstate()
     kind, keys, *rest = np.random.get_state(legacy=True)
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -44,7 +44,7 @@ def restore(state: dict[str, Any]) -> None:
 
 @contextmanager
 def untouched() -> Iterator[None]:
-    """Whatever is drawn inside, the states are afterwards what they were."""
+    """Restores the states at the end of the block, whatever was drawn inside."""
     before = capture()
     try:
         yield

@@ -30,5 +30,5 @@ def lr_factor(config: Schedule, step: int, total: int) -> float:
 
 
 def span(value: float, total: int) -> int:
-    """Steps that a recipe's number means: below 1 a fraction of all steps, else steps."""
+    """A recipe's number in steps: below 1 it is a fraction of `total`, else a number of steps."""
     return round(value * total) if value < 1 else int(value)

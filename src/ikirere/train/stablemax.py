@@ -12,7 +12,7 @@ from ikirere.tokens.batch import IGNORE
 def log_stablemax(logits: Tensor) -> Tensor:
     """log(s(v_i) / sum_j s(v_j)) over the last axis, in fp64 whatever the logits are. [..., V] -> the same shape."""
     v = logits.double()
-    # Both sides are differentiated, so each is kept away from the other's pole.
+    # Autograd differentiates both branches, so each is clamped away from its pole.
     s = torch.where(v < 0, 1 / (1 - v.clamp_max(0)), v.clamp_min(0) + 1)
     return s.log() - s.sum(-1, keepdim=True).log()
 
