@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pretrain_room import context, made_inputs, one_thread, recipe, weights
+from pretrain_helpers import context, made_inputs, one_thread, recipe, weights
 
 from ikirere.common.checkpoints import catalogue
 from ikirere.common.files import read_rows

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pretrain_room import context, made_inputs, one_thread, recipe, run, weights
+from pretrain_helpers import context, made_inputs, one_thread, recipe, run, weights
 
 from ikirere.errors import UserError
 from ikirere.model.hub import load_pretrained

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compare_room import DOCUMENTS, two_sizes
+from compare_helpers import DOCUMENTS, two_sizes
 
 from ikirere.common.intervals import OPERATORS
 from ikirere.errors import Refused, UserError

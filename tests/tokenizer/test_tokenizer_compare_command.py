@@ -12,7 +12,7 @@ import pytest
 from ikirere.recipe.yamlio import dump_yaml, parse
 
 sys.path.insert(0, str(Path(__file__).parent))
-from compare_room import DOCUMENTS, TEXTS, two_sizes
+from compare_helpers import DOCUMENTS, TEXTS, two_sizes
 
 from ikirere.errors import UserError
 from ikirere.tokenizer import command

@@ -49,7 +49,7 @@ def phases_of(
 def spliced_phases(
     continued: Sequence[tuple[int, Sequence[CurriculumPhase]]], phases: Sequence[CurriculumPhase]
 ) -> list[CurriculumPhase]:
-    """What a training that was changed runs from its first step to its last.
+    """The phases that a training with changed settings runs, from its first step to its last.
 
     continued: (step of the change, phases until then), oldest first. phases: the recipe's. Up to each step of a change
     these are the phases before it, from there on those after it; the phase in which a change falls is cut, and
@@ -114,8 +114,8 @@ def _after(phases: Sequence[CurriculumPhase], step: int) -> list[CurriculumPhase
 
 
 def _joined(before: list[CurriculumPhase], after: list[CurriculumPhase]) -> list[CurriculumPhase]:
-    """One list, in which a phase that continues over the seam is one."""
-    if not (before and after) or _apart(before[-1]) != _apart(after[0]):
+    """One list, in which a phase that ends the first and continues in the second is one."""
+    if not (before and after) or _without_steps(before[-1]) != _without_steps(after[0]):
         return before + after
     last, steps = before[-1], before[-1].steps + after[0].steps
     layout = _layout(last)
@@ -124,6 +124,6 @@ def _joined(before: list[CurriculumPhase], after: list[CurriculumPhase]) -> list
     return [*before[:-1], replace(last, steps=steps, layout=layout), *after[1:]]
 
 
-def _apart(phase: CurriculumPhase) -> CurriculumPhase:
-    """The phase but for its steps."""
+def _without_steps(phase: CurriculumPhase) -> CurriculumPhase:
+    """The phase apart from its steps and layout, for comparison."""
     return replace(phase, steps=0, layout=None)

@@ -125,8 +125,8 @@ class DecoderFamily(Family):
         for domain, shard in heldout.items():
             for i in sorted(range(len(shard)), key=shard.id)[:SAMPLES_PER_DOMAIN]:
                 ids = shard.tokens(i)[:SAMPLE_PROMPT].tolist()
-                room = model.config.max_position_embeddings - len(ids)
-                made = continuation(model, ids, min(SAMPLE_TOKENS, room), self.tokenizer.eos)
+                free = model.config.max_position_embeddings - len(ids)
+                made = continuation(model, ids, min(SAMPLE_TOKENS, free), self.tokenizer.eos)
                 texts = {"prompt": self.tokenizer.decode(ids), "continuation": self.tokenizer.decode(made)}
                 samples.append({"domain": domain, **texts})
         return samples

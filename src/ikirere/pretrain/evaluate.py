@@ -63,9 +63,9 @@ def bits_per_byte(
 ) -> list[dict[str, Any]]:
     """Rows {document, bits, nats, bytes, tokens}, one per document of `chosen_documents`.
 
-    sequence_length: tokens the model sees at once. The first token of a document, which no model predicts from
-    anything, is charged as one of vocab_size equally likely ones; the closing <eos> stands for no byte and is not
-    scored. `model` is put back into the mode it was in.
+    sequence_length: tokens the model sees at once. The first token of a document, which has no context, is charged as
+    one of vocab_size equally likely ones; the closing <eos> stands for no byte and is not scored. `model` is restored
+    to the mode it was in (training or evaluation).
     """
     documents = chosen_documents(shard, max_bytes)
     tokens = {i: torch.from_numpy(shard.tokens(i).astype("int64"))[:-1] for i in documents}
@@ -114,7 +114,8 @@ def compressed_bits(text: bytes) -> dict[str, int]:
 
 @torch.no_grad()
 def continuation(model: Decoder, prompt: list[int], count: int, stop: int) -> list[int]:
-    """The most likely next token, `count` times or until `stop`. A few samples for the eye; serving is serve/."""
+    """Ids of the greedy continuation of a prompt: at most `count`, up to `stop`, which is left out. For samples that
+    people read; `serve` generates for users."""
     from ikirere.model.cache import KVCache
 
     training = model.training

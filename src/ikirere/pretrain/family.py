@@ -27,7 +27,7 @@ Advance = Callable[[float], None]
 
 
 def paired(rows: Sequence[Row], before: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """Rows of the same documents in both, in their order; a document's rows by their number."""
+    """Pairs of rows of the documents that both have, in the order of `rows`; a document's n-th row with its n-th."""
     seen: Counter[tuple[str, str]] = Counter()
     old = {}
     for row in before:
@@ -46,7 +46,7 @@ def paired(rows: Sequence[Row], before: Sequence[Row]) -> list[tuple[Row, Row]]:
 
 @dataclass(frozen=True)
 class Figure:
-    """A metric that follows from held-out rows; kind, field and over as in `programme.metrics`."""
+    """A metric that is computed from held-out rows; kind, field and over as in `programme.metrics`."""
 
     name: str
     kind: Literal["ratio", "exp-ratio", "proportion"]
@@ -74,7 +74,7 @@ class Family(ABC):
     @staticmethod
     @abstractmethod
     def check(recipe: Recipe) -> None:
-        """Raises UserError for what training does not have for this family."""
+        """Raises UserError for settings that training does not support for this family."""
 
     # ------------------------------------------------------------ training
 
@@ -129,7 +129,7 @@ class Family(ABC):
 
     @abstractmethod
     def figures(self, domains: Sequence[str]) -> list[Figure]:
-        """Those of rows that hold these domains."""
+        """The metrics of rows that hold these domains."""
 
     @abstractmethod
     def overall(self, rows: Sequence[Row]) -> float:
@@ -140,9 +140,9 @@ class Family(ABC):
         return []
 
     def compressors(self, heldout: Mapping[str, Shard]) -> list[Row]:
-        """Rows {domain, compressor, bits, bytes} to stand beside the model's; [] where they cannot be compared."""
+        """Rows {domain, compressor, bits, bytes} to compare with the model's; [] where they cannot be compared."""
         return []
 
     @abstractmethod
     def samples(self, model: Any, heldout: Mapping[str, Shard]) -> list[Row]:
-        """A few held-out beginnings and what the model makes of them."""
+        """A few held-out beginnings with the model's continuation or filling: rows {domain, prompt, continuation}."""

@@ -22,7 +22,7 @@ FOLDER = "milestones"
 
 
 class Milestones:
-    """The milestones of a training, by rising step.
+    """The milestones of a training, by rising step: measures them, and reads and writes their rows.
 
     Files below the stage's folder: milestones/<name>.jsonl, the family's held-out rows with the step; and
     milestones/<name>.ratio.jsonl, `Family.compared` rows with the name of the milestone that is compared to.
@@ -39,17 +39,17 @@ class Milestones:
         self.all = sorted(family.recipe.pretrain.milestones, key=lambda milestone: milestone.step)
 
     def raw(self, milestone: Milestone, ratio: bool = False) -> str:
-        """The file of its rows, relative to the stage's folder."""
+        """The file of a milestone's rows, relative to the stage's folder."""
         return f"{FOLDER}/{milestone.name}{'.ratio' if ratio else ''}.jsonl"
 
     def rows(self, milestone: Milestone, ratio: bool = False) -> list[Row]:
-        """Its rows; [] where it was not measured, or was at another step then."""
+        """A milestone's rows; [] where it was not measured, or was measured at another step."""
         path = self.folder / self.raw(milestone, ratio)
         rows = read_rows(path) if path.exists() else []
         return rows if all(row.get("step", milestone.step) == milestone.step for row in rows) else []
 
     def compared_to(self, milestone: Milestone) -> Milestone | None:
-        """The measured milestone that it stands beside: the one it names, else the one before it."""
+        """The measured milestone that this one is compared to: the one it names, else the one before it."""
         named = milestone.compare_to
         before = self.all[: self.all.index(milestone)]
         found = [other for other in before if named in (None, other.name)]
@@ -83,13 +83,13 @@ class Milestones:
         write_rows(path, ({"step": milestone.step, **row} for row in rows))
 
     def _asked(self, milestone: Milestone) -> tuple[dict[str, Shard], int]:
-        """The text that it is measured on, and the length."""
+        """The held-out text that a milestone is measured on, and the sequence length in tokens."""
         phase = phase_at(self.phases, milestone.step - 1)
         heldout = {d: shard for d, shard in self.heldout.items() if phase.mixture.get(d, 0) > 0}
         return heldout, phase.sequence_length
 
     def figures(self, milestone: Milestone) -> list[tuple[Figure, str]]:
-        """What follows from its files: figures named <name>@<milestone>, and the file of each."""
+        """The metrics of a milestone's files, named <name>@<milestone>, and the file of each."""
         found: list[tuple[Figure, str]] = []
         if rows := self.rows(milestone):
             domains = list(dict.fromkeys(row["domain"] for row in rows))
@@ -99,9 +99,9 @@ class Milestones:
         return [(replace(figure, name=f"{figure.name}@{milestone.name}"), raw) for figure, raw in found]
 
     def measure_outdated(self, model_at: Callable[[Milestone], Any | None]) -> list[Milestone]:
-        """Measures again where the recipe now asks for other text or another comparison; returns those that were.
+        """Measures again where the recipe now asks for other text or another comparison; returns these milestones.
 
-        model_at: the model as it was at a milestone's step, or None where it is not kept; what was measured then stays.
+        model_at: the model as it was at a milestone's step, or None where it is not kept; the earlier rows stay then.
         """
         done: list[Milestone] = []
         for milestone in self.all:

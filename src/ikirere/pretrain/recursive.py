@@ -1,5 +1,5 @@
-"""Pretraining of a recursive model: rows with blanks under deep supervision, and what its averaged weights make of
-held-out rows after all supervision steps."""
+"""Pretraining of a recursive model: rows with blanks under deep supervision, and held-out rows measured with the averaged
+weights after all supervision steps."""
 
 from __future__ import annotations
 
@@ -92,7 +92,8 @@ class RecursiveFamily(Family):
         world: World,
         begun_with: Sequence[CurriculumPhase],
     ) -> RecursiveTrainer:
-        """With room for the largest batch and the longest rows of the phases it began with, which a checkpoint holds."""
+        """With buffers for the largest batch and the longest rows of the phases that training began with, since a
+        checkpoint holds them. Raises UserError for phases that exceed them."""
         rows = max(phase.batch_size for phase in begun_with)
         length = max(phase.sequence_length for phase in begun_with)
         for phase in phases:
@@ -123,7 +124,7 @@ class RecursiveFamily(Family):
         return DeepSupervision()
 
     def finish(self, trainer: RecursiveTrainer) -> None:
-        """The average is there after every step."""
+        """Nothing to do: the average is current after every step."""
 
     def measured(self, trainer: RecursiveTrainer) -> RecursiveModel:
         return trainer.ema
@@ -137,7 +138,7 @@ class RecursiveFamily(Family):
         length: int,
         advance: Advance | None = None,
     ) -> list[Row]:
-        """One per row of blanks."""
+        """One held-out row per row of blanks; see the class for its fields."""
         blanks, rows = SpanMasker(self.tokenizer), list[Row]()
         for domain, shard in heldout.items():
             found = _rows_of(
@@ -179,7 +180,7 @@ class RecursiveFamily(Family):
         return float(sum(row["nats"] for row in rows) / max(1, sum(row["tokens"] for row in rows)))
 
     def samples(self, model: RecursiveModel, heldout: Mapping[str, Shard]) -> list[Row]:
-        """Held-out rows with their blanks, what the model fills in, and what was there."""
+        """Held-out rows with their blanks (prompt), what the model fills in (continuation) and the labels (wanted)."""
         length = self.recipe.pretrain.phases[-1].sequence_length
         blanks, tokenizer, shown = SpanMasker(self.tokenizer), self.tokenizer, []
         for domain, shard in heldout.items():
@@ -213,7 +214,7 @@ def _rows_of(
 def _measured(
     model: RecursiveModel, rows: list[Example]
 ) -> tuple[list[float], list[bool], list[float], list[int], torch.Tensor]:
-    """Nats, whether all is right, q and number of blanks of each row, and the tokens found at every position."""
+    """Nats, whether every blank is right, q and number of blanks of each row, and the model's tokens [B, T] (CPU)."""
     tokens, labels, ids = stacked(rows)
     answer = model(tokens.to(model.device), None if ids is None else ids.to(model.device))
     labels = labels.to(model.device)

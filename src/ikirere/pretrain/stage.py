@@ -48,7 +48,7 @@ FROM_TRAINING = (
 
 class PretrainStage(Stage):
     """Artifacts: model/ (Hugging Face folder with the tokenizer), log.jsonl, heldout.jsonl, samples.json, and rows
-    like heldout.jsonl's of each milestone (milestones/<name>.jsonl) and evaluation on the way
+    like heldout.jsonl's of each milestone (milestones/<name>.jsonl) and evaluation during training
     (evaluations/step-<n>.jsonl); every row names the sequence length it was measured at.
 
     Metrics of a decoder: bits_per_byte, perplexity (per token), both also by <domain>; gzip9_ and
@@ -170,7 +170,7 @@ def _callbacks(
         context.say(f"milestone {milestone.name}, step {step}: {shown}")
         context.judge(_at_milestone(context, milestones, milestone))
 
-    def on_the_way(step: int, trainer: nn.Module) -> None:
+    def during_training(step: int, trainer: nn.Module) -> None:
         length = phase_at(phases, step - 1).sequence_length
         rows = family.heldout_rows(family.measured(trainer), heldout, length)
         context.write_rows(f"{EVALUATIONS}/step-{step:06d}.jsonl", rows)
@@ -188,7 +188,7 @@ def _callbacks(
         track=context.track,
         every=[
             *(({m.step}, partial(at_milestone, m)) for m in milestones.all),
-            *([(every, on_the_way)] if every else []),
+            *([(every, during_training)] if every else []),
         ],
         before=family.before(phases),
         resumed=judge_passed,
