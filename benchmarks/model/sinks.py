@@ -26,7 +26,6 @@ from common import Clock, bits, code_bytes, finish, machine, parser, rows, shown
 from ikirere.model.cache import KVCache
 from ikirere.model.config import ModelConfig
 from ikirere.model.decoder import Decoder
-from ikirere.model.layers.window import WindowAttention
 
 NAME = "sinks.py"
 WIDTH, HEADS, LAYERS, GRAM = 64, 4, 2, 4
@@ -51,11 +50,10 @@ ARMS = {
     "trained full, run with the window": Arm("full", {}),
     "trained full, run with window and first 4 tokens": Arm("full", {"sinks": 4}),
 }
-if "sink_positions" in WindowAttention.settings:
-    RENUMBERED = {"sinks": 4, "sink_positions": "renumbered"}
-    TRAININGS["window, first 4 tokens, renumbered"] = RENUMBERED
-    ARMS["window, first 4 tokens, renumbered"] = Arm("window, first 4 tokens, renumbered", RENUMBERED)
-    ARMS["trained full, run with window and first 4 tokens, renumbered"] = Arm("full", RENUMBERED)
+RENUMBERED = {"sinks": 4, "sink_positions": "renumbered"}
+TRAININGS["window, first 4 tokens, renumbered"] = RENUMBERED
+ARMS["window, first 4 tokens, renumbered"] = Arm("window, first 4 tokens, renumbered", RENUMBERED)
+ARMS["trained full, run with window and first 4 tokens, renumbered"] = Arm("full", RENUMBERED)
 
 
 def shape(settings: dict[str, Any] | None, length: int) -> ModelConfig:

@@ -26,8 +26,7 @@ from ikirere.model.layers.retention import Retention, log_decay
 from ikirere.recipe.load import load_recipe
 from ikirere.recipe.planner.counts import count
 from ikirere.recipe.planner.memory import cache_memory, layer_elements
-from ikirere.recipe.rehearse.changes import RecipeDraft
-from ikirere.recipe.rehearse.shape import shrink_model
+from ikirere.recipe.rehearse import shrink
 from ikirere.recipe.schema import Model
 
 STATES: dict[str, dict[str, Any]] = {
@@ -208,9 +207,7 @@ def test_rehearsed_states_fit_their_shape(chosen: dict[str, Any]) -> None:
     mixers = {"mamba2": chosen, "retention": {"num_heads": 12, "head_dim": 128, "value_head_dim": 256}}
     update = {"layer_pattern": "mamba2*2 retention", "mixers": mixers}
     recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update=update)})
-    draft = RecipeDraft(recipe)
-    shrink_model(draft, recipe, 512, 64, 0.1)
-    small = draft.recipe().model
+    small = shrink(recipe).model
     with torch.device("meta"):
         built = Decoder(ModelConfig.from_recipe(small))
     assert count(small).total == built.num_parameters() < 5_000_000
