@@ -34,7 +34,7 @@ class Delta:
 class AssistantParser:
     """Reads the turn that the model writes after <|assistant|>, id by id, up to <|end|> or <eos>.
 
-    Any ids can be read. A call interrupts the text or scratchpad in which it stands. A call that is not closed, not
+    Any ids can be read. A call interrupts the text or scratchpad around it. A call that is not closed, not
     JSON, or not a name with an object of arguments is no call; the first such error is in `message`. Special tokens
     that an assistant cannot write are left out.
     """
@@ -59,7 +59,7 @@ class AssistantParser:
         return "scratchpad" if self._in_scratchpad else "text"
 
     def push(self, token: int) -> list[Delta]:
-        """Read one id; what it completed. Ids after the end are not read."""
+        """Reads one id and returns what it completed. Ids after the end are ignored."""
         tokens = self._tokens
         if self.ended:
             return []

@@ -1,11 +1,11 @@
 """One tokenizer class for every kind: `tokenizer.json`, read by Hugging Face `tokenizers`, is the encoder of record.
 
-Three properties hold whatever the text is (tested with random Unicode and with hostile text):
+Three properties hold for every text (tested with random Unicode and with hostile text):
 no encoded text holds a special id; decoding gives the text back; there is no unknown token.
 
-Unigram vocabularies trained here are encoded by sentencepiece, with equal ids (sentencepiece_encoder.py; `parity` compares a text).
-With `indent_transform` line ends and indents are tokens of their own (indent.py), which tokenizer.json knows nothing of:
-its ids, and so those of transformers, are then those of the text as it stands, which decode to the same text.
+Unigram vocabularies trained here are encoded by sentencepiece, with equal ids (sentencepiece_encoder.py; `parity`
+compares a text). With `indent_transform` line ends and indents are tokens of their own (indent.py). tokenizer.json does
+not describe that transform: its ids, and so those of transformers, are those of the unchanged text, and decode to it.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ CONFIG_FILE = "tokenizer_config.json"
 TEMPLATE_FILE = "chat_template.jinja"
 NO_LENGTH_LIMIT = int(1e30)  # what transformers writes where a tokenizer has no longest input
 
-OWN_KEY, INDENT_KEY = "ikirere", "indent_transform"  # where tokenizer_config.json says that it is on
+OWN_KEY, INDENT_KEY = "ikirere", "indent_transform"  # where tokenizer_config.json states that it is on
 
 _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 _MARK = re.compile(f"([{''.join(MARKS)}])")
 
 
 def read_template() -> str:
-    """The chat template (Jinja), as it is saved beside every tokenizer."""
+    """The chat template (Jinja), as it is saved with every tokenizer."""
     return resources.files(__package__).joinpath(TEMPLATE_FILE).read_text(encoding="utf-8")
 
 
@@ -74,7 +74,7 @@ class Tokenizer:
             self._definition: dict[str, Any] = json.loads(definition)
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"{origin}: not a tokenizer.json ({error})") from None
-        # Off by default in `tokenizers`: on, the spelling of a special token is text like any other.
+        # Off by default in `tokenizers`: with it, the spelling of a special token is ordinary text.
         backend.encode_special_tokens = True
         self._backend = backend
         self._text = definition
@@ -90,7 +90,7 @@ class Tokenizer:
         self.vocab_size: int = max(backend.get_vocab(with_added_tokens=True).values()) + 1
         self.kind: str = str(self._definition["model"].get("type", "")).lower()
         self.indent_transform = indent_transform
-        # What the hash stands for is which ids a text gets, and the transform changes those.
+        # The hash identifies which ids a text gets, and the transform changes those.
         self.sha256: str = hashlib.sha256((definition + "\0" * indent_transform).encode()).hexdigest()
         self.pad, self.bos, self.eos, self.end = (self.id(s) for s in (PAD, BOS, EOS, END))
         fragile = sorted((token.content for token in added.values() if token.special), key=len, reverse=True)
@@ -111,18 +111,19 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
-        """Read a folder that holds tokenizer.json, a stage's folder above it, or the file itself."""
+        """Reads a folder that holds tokenizer.json, a stage's folder above it, or the file itself. Raises UserError where
+        none is there or it cannot be read."""
         given = Path(path)
         for file in (given, given / FILE, given / "tokenizer" / FILE):
             if file.is_file():
                 try:
-                    return cls(file.read_text(encoding="utf-8"), str(file), says_indent(file.parent))
+                    return cls(file.read_text(encoding="utf-8"), str(file), has_indent_transform(file.parent))
                 except (OSError, UnicodeDecodeError) as error:
                     raise UserError(f"{file}: cannot be read ({error})") from None
         raise UserError(f"{given}: no {FILE} there; give the folder that holds it, or the file")
 
     def save(self, folder: str | Path) -> None:
-        """Write tokenizer.json, tokenizer_config.json and chat_template.jinja, each whole or not at all."""
+        """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, each whole or not at all."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         template = read_template()
@@ -156,8 +157,8 @@ class Tokenizer:
     def encode_batch(self, texts: Iterable[str]) -> list[list[int]]:
         """`encode` for many texts at once.
 
-        By sentencepiece where `encoder` says so, on one thread; with `indent_transform`, a text that holds one of the
-        control characters U+000E to U+0010 goes to `tokenizers`, as it stands.
+        By sentencepiece where `encoder` reports it, on one thread. With `indent_transform`, a text that holds one of the
+        control characters U+000E to U+0010 is encoded by `tokenizers`, without the transform.
         """
         rows = list(texts)
         if self._fast is None:
@@ -165,7 +166,7 @@ class Tokenizer:
         return [ids.tolist() for ids in self._by_sentencepiece(rows)]
 
     def encode_arrays(self, texts: Iterable[str]) -> list[Ids]:
-        """`encode_batch` as arrays of int32, which is what sentencepiece gives."""
+        """`encode_batch` as arrays int32 [n], the form that sentencepiece returns."""
         rows = list(texts)
         if self._fast is None:
             return [np.array(ids, np.int32) for ids in self._by_tokenizers(rows)]
@@ -177,7 +178,7 @@ class Tokenizer:
 
     @property
     def encoder(self) -> str:
-        """What encodes: `sentencepiece`, or `tokenizers` and why."""
+        """The library that encodes: `sentencepiece`, or `tokenizers` with the reason."""
         return "sentencepiece" if self._fast is not None else f"tokenizers ({self._not_fast})"
 
     @cached_property
@@ -219,18 +220,18 @@ class Tokenizer:
         return encoded
 
     def _backend_ids(self, rows: list[str]) -> list[list[int]]:
-        """Ids by `tokenizers` of each text as it stands."""
+        """Ids by `tokenizers` of each unchanged text."""
         try:
             encoded = [e.ids for e in self._backend.encode_batch_fast(rows, add_special_tokens=False)]
         except (UnicodeEncodeError, TypeError):
             raise _not_text(rows) from None
         for i, ids in enumerate(encoded):
             if not self.special_ids.isdisjoint(ids):
-                encoded[i] = self._encode_apart(rows[i])
+                encoded[i] = self._encode_cut(rows[i])
         return encoded
 
-    def _encode_apart(self, text: str) -> list[int]:
-        """Encode with every special spelling cut after its first character.
+    def _encode_cut(self, text: str) -> list[int]:
+        """Encodes with every special spelling cut after its first character.
 
         Tokenizers trained here never need it. An adopted vocabulary may hold a special's spelling as an ordinary piece.
         """
@@ -277,7 +278,8 @@ class Tokenizer:
             raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
 
     def bytes_after(self, lines: LineDecoder | None, token: int) -> bytes:
-        """What this id gives after those that `lines` was fed; it is fed this one. Special tokens give nothing."""
+        """The bytes that an id adds after those already fed to `lines`, which is fed this one too; b"" for special
+        tokens. Raises UserError for an id out of range."""
         if lines is None:
             return self.decode_bytes((token,))
         try:
@@ -286,7 +288,7 @@ class Tokenizer:
             raise UserError(f"an id is outside the vocabulary of {self.vocab_size}") from None
 
     def _line_bytes(self, lines: LineDecoder, token: int, table: dict[int, bytes]) -> bytes:
-        """What this id makes certain: bytes held back before it, and its own."""
+        """The bytes that this id completes: those held back before it, and its own."""
         if token in self._layout:
             return self._layout[token](lines)
         if token in self.special_ids:
@@ -317,7 +319,7 @@ class StreamDecoder:
     """Ids to text one by one: a character split over tokens is held back until it is whole.
 
     With `indent_transform` the white space in front of a line's text is held back too. What `push` and `flush` give
-    together is `decode` of the ids. after: ids whose text is already shown; it decides about the blocks that are open.
+    together is `decode` of the ids. after: ids whose text is already shown; they determine which blocks are open.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Iterable[int] = ()) -> None:
@@ -335,14 +337,15 @@ class StreamDecoder:
         return self._decoder.decode(self._tokenizer.bytes_after(self._lines, token))
 
     def flush(self) -> str:
-        """What is left, U+FFFD for an unfinished character; the decoder starts anew."""
+        """The text that is held back, U+FFFD for an unfinished character; resets the decoder."""
         rest = self._decoder.decode(self._lines.end() if self._lines is not None else b"", final=True)
         self._decoder.reset()
         return rest
 
 
-def says_indent(folder: Path) -> bool:
-    """Whether the tokenizer_config.json there, if there is one, says that `indent_transform` is on."""
+def has_indent_transform(folder: Path) -> bool:
+    """Whether a folder's tokenizer_config.json, if there is one, turns `indent_transform` on. Raises UserError where it is
+    damaged."""
     file = folder / CONFIG_FILE
     if not file.is_file():
         return False
@@ -383,10 +386,10 @@ def _not_text(rows: Sequence[object]) -> UserError:
     for i, row in enumerate(rows):
         if not isinstance(row, str):
             return UserError(f"text {i} of the batch is {type(row).__name__}, not str")
-        for place, character in enumerate(row):
+        for index, character in enumerate(row):
             if "\ud800" <= character <= "\udfff":
                 return UserError(
-                    f"text {i} of the batch holds the lone surrogate U+{ord(character):04X} at character {place}, "
+                    f"text {i} of the batch holds the lone surrogate U+{ord(character):04X} at character {index}, "
                     "which is not Unicode text; decode the source with errors='replace' first"
                 )
     return UserError("the text cannot be encoded")

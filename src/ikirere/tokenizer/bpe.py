@@ -1,7 +1,7 @@
 """Byte-level BPE (Sennrich et al. 2016; bytes as in Radford et al. 2019), trained by Hugging Face `tokenizers`.
 
 Ids: the specials, then the 256 bytes in order, then one id per merge. Nothing is normalised, so every text comes back.
-Text is cut before merging by the pattern of GPT-4 (cl100k), with digits one by one where the recipe says so: a number
+Text is cut before merging by the pattern of GPT-4 (cl100k), with digits one by one where the recipe sets `split_digits`: a number
 is then its digits, which a model can copy and compute. The pattern also cuts `<` and `>` from the letters between
 them, so that no merge can spell a special token.
 """
@@ -120,18 +120,18 @@ def _pre_tokenizer(cut: str) -> pre_tokenizers.PreTokenizer:
 
 
 def _tokens(merges: Sequence[Merge]) -> list[str]:
-    """What the merges make, each once, in order (two merges may make the same)."""
+    """The tokens that the merges make, each once, in order (two merges may make the same)."""
     return list(dict.fromkeys(left + right for left, right in merges))
 
 
 def _keep_whole(merges: list[Merge], wanted: int, config: Config) -> list[Merge]:
     """`wanted` tokens' worth of merges after which each of `config.preserve` is one token.
 
-    Missing merges take the place of the rarest learnt ones, which come last and on which no other depends.
+    Missing merges replace the rarest learnt ones, which come last and on which no other depends.
     """
     patterns = _preserved(config)
-    for room in range(wanted, 0, -1):
-        allowed = set(_tokens(merges)[:room])
+    for learnt in range(wanted, 0, -1):
+        allowed = set(_tokens(merges)[:learnt])
         kept = [merge for merge in merges if merge[0] + merge[1] in allowed]
         ranks = {merge: i for i, merge in enumerate(kept)}
         for text in patterns:
@@ -152,7 +152,7 @@ def _preserved(config: Config) -> list[str]:
         pieces = [piece for piece, _ in cut.pre_tokenize_str(text)]
         if len(pieces) != 1:
             raise UserError(
-                f"tokenizer.preserve: {text!r} is cut before merging (digits, words and signs stand apart), "
+                f"tokenizer.preserve: {text!r} is cut before merging (digits, words and signs are separate), "
                 "so it cannot be one token; take it out"
             )
         patterns.append(pieces[0])

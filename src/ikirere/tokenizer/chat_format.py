@@ -8,7 +8,7 @@
     <tool_result>CONTENT</tool_result>
 
 (without the line breaks between messages). Special tokens come from the template's own text alone: each value that
-the template prints is held apart while it is rendered and encoded as plain text, so a user, a document, a tool's
+the template prints is held back while it is rendered and encoded as plain text, so a user, a document, a tool's
 result, name or argument that spells `<call_tool>` gives the letters, never the token. For values without such
 spellings the ids equal those of transformers' `apply_chat_template`.
 
@@ -72,7 +72,7 @@ class Rendered:
 
 @dataclass(frozen=True)
 class ChatTokens:
-    """Ids of the special tokens that an assistant's turn is made of."""
+    """Ids of the special tokens that structure an assistant's turn, and of those that it may not contain."""
 
     end: int
     eos: int
@@ -112,7 +112,7 @@ def render(
     messages: dicts with `role` and `content` (text, or OpenAI's list of text parts), for the assistant also
     `reasoning_content` and `tool_calls` (arguments as a dict, or as JSON text, which is read first).
     tools: OpenAI's tool list. add_generation_prompt: end with <|assistant|>, for the model to continue.
-    require_mask: refuse a conversation in which nothing would be trained. row: its name in messages of errors.
+    require_mask: refuse a conversation in which nothing would be trained. row: its name in error messages.
 
     Raises UserError for a role, content or call of another form (naming row and message) and for lone surrogates.
     """
@@ -154,7 +154,7 @@ def tool_result_ids(tokenizer: Tokenizer, contents: Sequence[str]) -> list[int]:
 
 
 def forced_call_ids(tokenizer: Tokenizer, name: str | None = None) -> list[int]:
-    """The ids with which a turn begins that must be a tool call: of any tool, or of the one named."""
+    """The first ids of a turn that must be a tool call: of any tool, or of the one named."""
     opening = [] if name is None else tokenizer.encode(f'{{"name": {_json(name)}, "arguments": ')
     return [tokenizer.id(CALL_TOOL), *opening]
 
@@ -199,7 +199,7 @@ class _Generation(Extension):
 
 @jinja2.pass_context
 def _hold(context: Context, value: Any) -> str:
-    """Keep a printed value out of the output and leave its number there.
+    """Keeps a printed value out of the output and leaves its number there.
 
     `pass_context` also keeps jinja2 from running this while it compiles, where no values are held yet.
     """

@@ -43,7 +43,7 @@ def train(
     text: Sequence[str] = (),
     say: Say = print,
 ) -> Tokenizer:
-    """Train the recipe's tokenizer beside its programme and save it in `out` (default: tokenizers/NAME).
+    """Trains the recipe's tokenizer outside of a run and saves it in `out` (default: tokenizers/NAME).
 
     It learns from files, folders and globs of `text`, or else from the training documents that the stage "data" left
     in `run_folder` (default: runs/NAME): a sample by `tokenizer.mixture` up to `tokenizer.train_bytes` in both cases.
@@ -57,7 +57,7 @@ def train(
     base = Path(recipe_file).resolve().parent
     if config.kind == "pretrained":
         say(f"adopting {config.pretrained}")
-        return _said(train_tokenizer((), config, target, recipe.seed, base), target, say)
+        return _reported(train_tokenizer((), config, target, recipe.seed, base), target, say)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training.part.", dir=target.parent) as work:
         parquet = (run_folder or Path("runs", recipe.name)) / "data" / TRAIN
@@ -73,15 +73,15 @@ def train(
             say(f"{domain}: {size / 1e6:.1f} MB")
         say(f"training {config.kind} with {config.vocab_size:,} ids")
         tokenizer = train_tokenizer(sample, config, target, recipe.seed, base, _tenths(say))
-    return _said(tokenizer, target, say)
+    return _reported(tokenizer, target, say)
 
 
 def report(
     tokenizer: str | Path, documents: str | Path, seed: int = 0, say: Say = print
 ) -> dict[str, dict[str, float]]:
-    """Figures of one tokenizer (ours or any that can be read) on documents; says them as a table.
+    """Figures of one tokenizer (ours or any that can be read) on documents; reports them as a table through `say`.
 
-    Gives domain ("" for all) -> figure -> value; for one of ours also the forged special tokens, under "".
+    Returns domain ("" for all) -> figure -> value; for one of ours also the forged special tokens, under "".
     """
     found = [document for document in read_held_out(documents, say) if document.text]
     if not found:
@@ -113,10 +113,10 @@ def compare(
     seed: int = 0,
     say: Say = print,
 ) -> Comparison:
-    """Compare tokenizers with each other and with what stands `beside` them; the report is written in `out`.
+    """Compares tokenizers with each other and with the reference vocabularies `beside`; writes the report in `out`.
 
     tokenizers, beside: PATH or NAME=PATH, as `vocabularies.read_vocabulary` takes them. baseline: the arm whose
-    compression the default criteria ask for. criteria: `METRIC[/DOMAIN] OP TARGET`, in place of the default ones.
+    compression the default criteria ask for. criteria: `METRIC[/DOMAIN] OP TARGET`, instead of the default ones.
     """
     arms = [*(_arm(spec, True) for spec in tokenizers), *(_arm(spec, False) for spec in beside)]
     names = [one.name for one in arms]
@@ -147,7 +147,7 @@ def read_held_out(path: str | Path, say: Say = print) -> list[Document]:
 
 
 def read_files(path: str | Path, say: Say = print) -> list[Document]:
-    """Documents from a file, a folder (files whose names end as `DOMAINS` says, hidden ones left out) or a glob, in
+    """Documents from a file, a folder (files whose endings `DOMAINS` lists, hidden ones left out) or a glob, in
     the order of their names, line ends as they are. Files that are not UTF-8 are left out and counted by `say`.
 
     Raises UserError where there is no such file.
@@ -225,13 +225,13 @@ def _arm(spec: str, candidate: bool) -> Arm:
     return Arm(name_of(spec), spec, candidate)
 
 
-def _said(tokenizer: Tokenizer, folder: Path, say: Say) -> Tokenizer:
+def _reported(tokenizer: Tokenizer, folder: Path, say: Say) -> Tokenizer:
     say(f"{folder}: {tokenizer.vocab_size:,} ids, sha256 {tokenizer.sha256[:12]}")
     return tokenizer
 
 
 def _tenths(say: Say) -> Callable[[float], None]:
-    """A trainer's progress, said at each tenth."""
+    """A callback for a trainer's progress in [0, 1] that reports each tenth."""
     shown = 0
 
     def advance(share: float) -> None:

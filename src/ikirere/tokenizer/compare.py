@@ -1,4 +1,4 @@
-"""Tokenizers side by side, judged by criteria that were written before any number was.
+"""Tokenizers compared, and judged by criteria that are fixed before anything is measured.
 
     plan.json     arms, criteria, documents and seed with their hash; written first, and a later run has to be equal
     rows.jsonl    counts of each document for each arm (report.count_document); every figure follows from them

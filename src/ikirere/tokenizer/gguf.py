@@ -37,7 +37,7 @@ def read_gguf(path: Path) -> dict[str, Any]:
 class _Head:
     def __init__(self, data: mmap.mmap) -> None:
         self._data = data
-        self._place = 0
+        self._position = 0
 
     def read(self) -> dict[str, Any]:
         magic, number, _, count = self._take("4sIQQ")
@@ -46,17 +46,17 @@ class _Head:
         return {self._string(): self._value(self._take("I")[0]) for _ in range(count)}
 
     def _take(self, form: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{form}", self._data, self._place)
-        self._place += struct.calcsize(f"<{form}")
+        values = struct.unpack_from(f"<{form}", self._data, self._position)
+        self._position += struct.calcsize(f"<{form}")
         return values
 
     def _string(self) -> str:
         (size,) = self._take("Q")
-        start = self._place
-        self._place += size
-        if self._place > len(self._data):
+        start = self._position
+        self._position += size
+        if self._position > len(self._data):
             raise ValueError("it ends inside a text")
-        return self._data[start : self._place].decode("utf-8")
+        return self._data[start : self._position].decode("utf-8")
 
     def _value(self, kind: int) -> Any:
         if kind == _STRING:

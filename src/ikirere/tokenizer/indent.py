@@ -16,11 +16,11 @@ A stack holds the indents of the blocks that are open. What the ids mean (`LineD
 - A line end that is text, not `<nl>`, leaves the next line as it is written.
 - Any other special token closes all blocks and makes the unit four spaces again.
 
-Every sequence of ids means something: `<dedent>` without a block and `<indent>` in `DEEPEST` blocks do nothing.
+Every sequence of ids is valid: `<dedent>` without a block and `<indent>` in `DEEPEST` blocks do nothing.
 
 The encoder (`lay_out`) decides from left to right, so that a prompt is cut as the same text was in training. It writes
 a text with one control character for each of `<indent>`, `<dedent>` and `<tab>`, which the vocabulary's pieces never
-hold; a text with such characters of its own is not laid out but encoded as it is.
+hold; a text with such characters of its own is encoded unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from ikirere.tokenizer.specials import DEDENT, INDENT, NEWLINE, TAB
 DEEPEST = 64  # blocks within each other; bounds memory on hostile text and ids
 WIDEST = 8  # characters of a unit, for the same reason
 FIRST_UNIT = "    "
-UNITS = (FIRST_UNIT, "\t", "  ", "   ", "        ")  # what a text may declare, outside of all blocks
+UNITS = (FIRST_UNIT, "\t", "  ", "   ", "        ")  # units that a text may declare where no block is open
 IN, OUT, TABBED = "\x0e", "\x0f", "\x10"  # stand-ins for <indent>, <dedent>, <tab>
 MARKS = {"\n": NEWLINE, IN: INDENT, OUT: DEDENT, TABBED: TAB}
 # What stands in front of a line's own text. It ends in a mark, or is empty.
@@ -42,17 +42,16 @@ OPENING = f"(?:[ \\t]{{0,{WIDEST}}}[\\x0e-\\x10])*"
 _OWN_MARKS = re.compile("[\x0e-\x10]")
 _LINE = re.compile("\n([ \t]*)(?=[^ \t\n])")  # the beginning of a line that holds more than white space
 _MARK = re.compile("[\n\x0e-\x10]+")
-_REMEMBERED = 4_000_000  # characters of remembered steps; all are forgotten at once when there are more
+_REMEMBERED = 4_000_000  # characters of cached steps; the cache is emptied when there are more
 
 Key = tuple[tuple[str, ...], str]  # indents of the open blocks, and the unit
 ROOT: Key = ((), FIRST_UNIT)
 
 
 def lay_out(text: str) -> str | None:
-    """The text with stand-ins for tokens in place of what they say.
+    """The text with stand-ins for the layout's tokens instead of the white space that they encode.
 
-    None where the text holds stand-ins of its own, or where the decoder's rules, applied to every line that was laid
-    out, do not give back its indent.
+    None where the text holds stand-ins of its own, or where the decoder does not restore every line's indent.
     """
     if IN in text or OUT in text or TABBED in text:
         return None
@@ -66,7 +65,7 @@ def lay_out(text: str) -> str | None:
 
 
 def own_lines(text: str) -> Iterator[str]:
-    """What is left of each line as text once line ends and indents are tokens; empty ones are left out."""
+    """The text of each line without what becomes tokens (line end, indent); empty lines are left out."""
     for line in _MARK.split(lay_out(_OWN_MARKS.sub(" ", text)) or text):
         if line:
             yield line
@@ -127,7 +126,7 @@ class LineDecoder:
         return self.text(b"\t")
 
     def end(self) -> bytes:
-        """What is still held back; all blocks are closed."""
+        """The bytes that are still held back; closes all blocks."""
         rest = self._release()
         self._open.clear()
         self._unit = FIRST_UNIT.encode()
@@ -135,7 +134,7 @@ class LineDecoder:
         return rest
 
     def drop(self) -> None:
-        """What is held back has been shown already."""
+        """Forgets the bytes that are held back, which have been shown already."""
         self._held.clear()
 
     def _release(self) -> bytes:
@@ -151,7 +150,8 @@ class LineDecoder:
 
 
 def _do(key: Key, indent: str) -> tuple[str, Key]:
-    """How a line with this indent begins where these blocks are open, from the line end on; what is open then."""
+    """The beginning of a line with this indent, line end and stand-ins included, where `key`'s blocks are open; and the
+    blocks that are open after it."""
     blocks, unit = key
     kept = len(blocks)
     while kept and not indent.startswith(blocks[kept - 1]):
@@ -169,16 +169,16 @@ def _do(key: Key, indent: str) -> tuple[str, Key]:
 
 
 def _undo(key: Key, start: str) -> tuple[str, Key]:
-    """The indent that the beginning of a line says, and what is open then."""
+    """The indent that the beginning of a line encodes, and the blocks that are open after it; inverse of `_do`."""
     decoder = LineDecoder.at(key)
-    said = {"\n": decoder.newline, IN: decoder.indent, OUT: decoder.dedent, TABBED: decoder.tab}
+    steps = {"\n": decoder.newline, IN: decoder.indent, OUT: decoder.dedent, TABBED: decoder.tab}
     for character in start:
-        said[character]() if character in said else decoder.text(character.encode())
+        steps[character]() if character in steps else decoder.text(character.encode())
     return decoder.text(b"|")[:-1].decode(), decoder.key
 
 
 class _Steps(dict[str, "tuple[str, _Steps]"]):
-    """Beginnings of lines where some blocks are open -> what becomes of them, and the steps from there."""
+    """For one set of open blocks: the beginning of a line -> its translation, and the steps that follow."""
 
     def __init__(self, machine: _Machine, key: Key) -> None:
         super().__init__()
@@ -192,7 +192,7 @@ class _Steps(dict[str, "tuple[str, _Steps]"]):
 
 
 class _Machine:
-    """Goes through the beginnings of a text's lines. It remembers its steps: one seen before costs a look-up."""
+    """Translates the beginnings of a text's lines in order. It caches its steps: one seen before is a dict look-up."""
 
     def __init__(self, step: Callable[[Key, str], tuple[str, Key]]) -> None:
         self.step = step

@@ -66,7 +66,7 @@ def _tiktoken(encoding: str, name: str) -> Vocabulary:
 
 
 def _rs_bpe(encoding: str, name: str) -> Vocabulary:
-    # All ids, special tokens included, as OpenAI publishes them; the package does not say.
+    # All ids, special tokens included, as OpenAI publishes them; the package does not report them.
     sizes = {"o200k": 200_019, "cl100k": 100_277}
     if encoding not in sizes:
         raise UserError(f"rs_bpe:{encoding}: there are {' and '.join(f'rs_bpe:{n}' for n in sizes)}")

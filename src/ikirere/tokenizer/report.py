@@ -205,12 +205,12 @@ class Figures:
             sums[draw] = np.bincount(rng.integers(0, n, n), minlength=n) @ table
         whole = table.sum(axis=0)
         for k, arm in enumerate(rows):
-            place = {column: k * len(columns) + j for j, column in enumerate(columns)}
+            index = {column: k * len(columns) + j for j, column in enumerate(columns)}
             for metric, (over, under) in RATIOS.items():
-                if whole[place[under]]:
+                if whole[index[under]]:
                     with np.errstate(divide="ignore", invalid="ignore"):
-                        drawn = sums[:, place[over]] / sums[:, place[under]]
-                    value = float(whole[place[over]] / whole[place[under]])
+                        drawn = sums[:, index[over]] / sums[:, index[under]]
+                    value = float(whole[index[over]] / whole[index[under]])
                     band = self._interval(drawn) if n > 1 else (None, None)
                     self._keep(Figure(arm, metric, domain, value, *band, n), drawn if n > 1 else None)
             for metric, count in COUNTS.items():

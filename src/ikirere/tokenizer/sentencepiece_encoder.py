@@ -3,8 +3,8 @@
 tokenizer.json is what is saved, and Hugging Face `tokenizers` reads it; its ids are the ones that count. For speed the
 same pieces are put into a sentencepiece model in memory. Both programs look for the likeliest way to spell a text, by
 the same rule (Viterbi from left to right; of two ways as likely the one found first stays), but one adds in float32 and
-the other in float64, one knows special tokens and bytes as pieces and the other does not. What is assembled here is made
-so that neither can matter:
+the other in float64, one knows special tokens and bytes as pieces and the other does not. What is assembled here is built
+so that neither makes a difference:
 
 - Scores are multiples of `GRID`, and the text is cut into chunks so short that the sum of any path is below 2^24 `GRID`
   and so exact in float32. Both programs cut by the same pattern (`chunk_pattern`), a pre-tokeniser of tokenizer.json.
@@ -98,13 +98,13 @@ class FastEncoder:
             raise Unsuitable("sentencepiece is not installed") from None
         pieces, length = _checked(definition, layout)
         if layout:
-            # A mark's own id, where there is one, changes places with that of the token for which the mark stands.
+            # A mark's own id, where there is one, is swapped with that of the token for which the mark stands.
             own = {name: i for i, (name, _) in enumerate(pieces) if name in MARKS}
             for mark, token in MARKS.items():
-                place = FIXED.index(token)
+                index = FIXED.index(token)
                 if mark in own:
-                    pieces[own[mark]] = pieces[place]
-                pieces[place] = mark, -GRID
+                    pieces[own[mark]] = pieces[index]
+                pieces[index] = mark, -GRID
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model_proto(pieces))
         self._lengths = np.array([len(name.encode()) for name, _ in pieces])
         self._lengths[len(SPECIALS) : len(FIXED)] = 1

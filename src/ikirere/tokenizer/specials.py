@@ -1,6 +1,6 @@
 """The special tokens: one list, the same ids in every tokenizer trained here.
 
-They are reached by id only. No text, whatever it says, is encoded to one of them.
+They are reached by id only: no text is encoded to one of them.
 """
 
 from __future__ import annotations

@@ -86,9 +86,7 @@ class TokenizerStage(Stage):
             sample = choose_sample(parquet, config.train_bytes, config.mixture, context.seed)
             for domain, taken in sample.taken.items():
                 if taken < 0.9 * sample.wanted[domain]:
-                    context.say(
-                        f"{domain} has {taken} of the {sample.wanted[domain]} bytes that its share asks for"
-                    )
+                    context.say(f"{domain} has {taken} of the {sample.wanted[domain]} bytes of its share")
             size = sum(sample.taken.values())
             context.say(f"training {config.kind} with {config.vocab_size} ids on {size / 1e6:.1f} MB")
             texts = _watched(context, sample, size)
@@ -135,7 +133,7 @@ def _watched(context: StageContext, texts: Iterable[str], size: int) -> Iterator
 
 @contextmanager
 def _share(context: StageContext, label: str) -> Iterator[Callable[[float], None]]:
-    """A bar in per cent that is drawn once a trainer says how far it is (BPE is too quick to say)."""
+    """A progress bar in per cent, drawn once a trainer reports its progress (BPE is too fast to report any)."""
     with ExitStack() as stack:
         bar: Progress | None = None
         done = 0.0

@@ -14,7 +14,7 @@ from ikirere.tokenizer.specials import SPECIALS
 
 
 class Kind(Protocol):
-    """What a kind is: a module with these functions."""
+    """A kind of tokenizer: a module with these functions."""
 
     def check(self, config: Config, base: Path) -> None:
         """Raises UserError, naming the key, for all that can be refused before there is text."""
@@ -41,11 +41,11 @@ def train_tokenizer(
     base: Path | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> Tokenizer:
-    """Train (or adopt) the tokenizer and save it in `folder`; nothing is left there where that fails.
+    """Trains (or adopts) the tokenizer and saves it in `folder`; nothing is left there where that fails.
 
     texts: what to train on, each a document (not read for kind `pretrained`).
     seed: both trainers are deterministic without one; the same texts in the same order give the same file.
-    base: where a relative `tokenizer.pretrained` starts. progress: gets the share done in [0, 1], where it is known.
+    base: folder that a relative `tokenizer.pretrained` is resolved against. progress: gets the share done in [0, 1], where it is known.
 
     Raises UserError naming `tokenizer.vocab_size` and the largest possible where the text does not support it.
     """

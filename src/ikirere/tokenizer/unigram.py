@@ -1,12 +1,12 @@
 """Unigram (Kudo 2018) with byte fallback, trained by sentencepiece, saved as a tokenizer.json.
 
-sentencepiece writes a space as U+2581 and so cannot tell the two apart. Here its pieces are written with real spaces,
+sentencepiece writes a space as U+2581 and so cannot distinguish the two. Here its pieces are written with real spaces,
 line ends and tabs, and tokenizer.json holds no normaliser: U+2581 in a text is a character like any other, and each
 character that is no piece is its UTF-8 bytes. Every text comes back.
 
 Ids: the specials, then the 256 bytes, then the pieces, most likely first. Scores and the cut before encoding are such
 that sentencepiece and `tokenizers` give the same ids to every text, and the spelling of a special token, or of a byte
-(`<0x41>`), is text in both (sentencepiece_encoder.py says how).
+(`<0x41>`), is text in both (sentencepiece_encoder.py explains how).
 
 With `indent_transform` the trainer sees single lines without their indents, so no piece reaches over a line end.
 """
@@ -162,7 +162,7 @@ def assemble(pieces: Pieces) -> str:
     """tokenizer.json of the pieces, after specials and bytes. Scores are on the grid of sentencepiece_encoder.py."""
     lowest = fixed_score(pieces)
     backend = Backend(
-        # `unk_id` has to name something; byte fallback stands before it, so it is never given.
+        # `unk_id` has to name an id; byte fallback comes first, so it is never used.
         models.Unigram([*((name, lowest) for name in FIXED), *pieces], unk_id=0, byte_fallback=True)
     )
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(chunk_pattern(chunk_length(lowest))), "isolated")
@@ -189,18 +189,18 @@ def _alphabet(texts: Iterable[str], size: int) -> dict[int, str]:
 
 
 def _count(texts: Iterable[str]) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-    """How often each code point occurs, by code point."""
+    """How often each code point occurs, int64 [0x110000] by code point."""
     total = np.zeros(0x110000, np.int64)
     held: list[str] = []
-    room = _COUNTED
+    free = _COUNTED
     for text in chain(texts, [None]):
         if text is not None:
             held.append(text)
-            room -= len(text)
-        if room < 0 or text is None:
+            free -= len(text)
+        if free < 0 or text is None:
             codes = np.frombuffer("".join(held).encode("utf-32-le", "surrogatepass"), np.uint32)
             total += np.bincount(codes, minlength=len(total))
-            held, room = [], _COUNTED
+            held, free = [], _COUNTED
     return total
 
 
@@ -211,7 +211,7 @@ def _readable(piece: str) -> str:
 def _keep_whole(pieces: Pieces, config: Config) -> Pieces:
     """The same number of pieces, among them each of `config.preserve` and `RUNS`, likelier than its parts together.
 
-    A missing one takes the place of the least likely piece of several characters.
+    A missing one replaces the least likely piece of several characters.
     """
     scores = dict(pieces)
     runs = (

@@ -3,7 +3,7 @@
 | given | what is read |
 |---|---|
 | a folder or a tokenizer.json | ours, or any of Hugging Face `tokenizers` |
-| FILE.gguf | byte-level BPE with merges, cut as its `tokenizer.ggml.pre` says (`CUTS`) |
+| FILE.gguf | byte-level BPE with merges, cut by the pattern that `tokenizer.ggml.pre` names (`CUTS`) |
 | tiktoken:NAME | an encoding of the package tiktoken, from its cache or the network |
 | FILE.tiktoken, FILE.tiktoken:NAME | a file of ranks; NAME is the encoding whose cut it uses (`RANK_CUTS`) |
 | rs_bpe:o200k, rs_bpe:cl100k | the encodings that the package rs_bpe carries |
@@ -45,9 +45,9 @@ _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
 def read_vocabulary(spec: str | Path, name: str | None = None) -> Vocabulary:
-    """A vocabulary by what it is given as (see above); `name` is how reports call it.
+    """Reads the vocabulary that `spec` names (see above); `name` is its name in reports.
 
-    Raises UserError, one line, saying what to install or give.
+    Raises UserError, one line that names what to install or give.
     """
     text, name = str(spec), name or name_of(spec)
     kind, _, rest = text.partition(":")
@@ -66,7 +66,7 @@ def read_vocabulary(spec: str | Path, name: str | None = None) -> Vocabulary:
 
 
 def name_of(spec: str | Path) -> str:
-    """How reports call what is given so, where nothing else is said."""
+    """The default name of a vocabulary in reports."""
     text = str(spec)
     if text.partition(":")[0] in PACKAGES:
         return text
@@ -74,7 +74,9 @@ def name_of(spec: str | Path) -> str:
     if path.suffix in (".gguf", ".tiktoken"):
         return path.stem.removeprefix("ggml-vocab-")
     folder = path.resolve() if path.name != FILE else path.resolve().parent
-    while folder.name == "tokenizer" and folder.parent.name:  # says nothing; the run's folder does
+    while (
+        folder.name == "tokenizer" and folder.parent.name
+    ):  # no distinguishing name; the run's folder has one
         folder = folder.parent
     return folder.stem if folder.suffix == ".json" else folder.name or text
 
@@ -103,7 +105,7 @@ class OwnVocabulary:
         return self.tokenizer.decode(ids)
 
     def parity(self, text: str, ids: Sequence[int]) -> bool | None:
-        if self.tokenizer.indent_transform:  # tokenizer.json knows nothing of it
+        if self.tokenizer.indent_transform:  # tokenizer.json does not describe it
             return self.tokenizer.parity(text)
         return self._record.encode(text, add_special_tokens=False).ids == list(ids)
 
@@ -207,7 +209,7 @@ def _pattern(text: str) -> list[pre_tokenizers.PreTokenizer]:
     ]
 
 
-# How text is cut before merging, by what a GGUF file calls it, as each vocabulary's own tokenizer.json says.
+# How text is cut before merging, by its name in GGUF files; each as in the vocabulary's own tokenizer.json.
 # Each was verified against llama.cpp's test texts; an unverified name is refused.
 CUTS: dict[str, Callable[[], list[pre_tokenizers.PreTokenizer]]] = {
     "gpt-2": _gpt2,
@@ -291,7 +293,7 @@ def _ranks(file: Path, cut: str, name: str) -> Vocabulary:
     cut = cut or file.stem
     if cut not in RANK_CUTS:
         raise UserError(
-            f"{file}: a file of ranks does not say how text is cut; give {file}:NAME with one of "
+            f"{file}: a file of ranks does not hold how text is cut; give {file}:NAME with one of "
             f"{', '.join(RANK_CUTS)}"
         )
     ranks: dict[bytes, int] = {}

@@ -37,10 +37,11 @@ def learn_in_subprocess(
     work: Path,
     listen: Callable[[str], None] | None = None,
 ) -> Any:
-    """Run `learn(texts, size, split_digits)` in a child process and give back its result.
+    """Runs `learn(texts, size, split_digits)` in a child process and returns its result.
 
-    learn: a function of a module (the child imports it by name) whose result JSON can hold. The texts are read from the
-    disk each time that it goes through them. work: folder for the corpus while it is used. listen: gets each line of the trainer's log.
+    learn: a function of a module (the child imports it by name) with a JSON-able result. It may iterate over the texts
+    several times; each time they are read from the disk. work: folder for the corpus while it is used. listen: gets each
+    line of the trainer's log.
     Raises UserError where there is no text, or the child fails (with its last line).
     """
     work.mkdir(parents=True, exist_ok=True)
@@ -62,15 +63,13 @@ def learn_in_subprocess(
         }
         last = _run(json.dumps(job), listen)
         if not result.is_file():
-            raise UserError(
-                f"tokenizer: training ended early ({last or 'killed, perhaps for want of memory'})"
-            )
+            raise UserError(f"tokenizer: training ended early ({last or 'killed, perhaps out of memory'})")
         return json.loads(result.read_text(encoding="utf-8"))
 
 
 def _run(job: str, listen: Callable[[str], None] | None) -> str:
-    """Run the child to its end; the last line that it wrote. It never outlives this call."""
-    # Not left to the child to find out: its parent could be gone before it has started.
+    """Runs the child to its end and returns its last line, "" where a signal killed it. It never outlives this call."""
+    # The pid is passed because the parent could be gone before the child has started and asks for it.
     command = [sys.executable, "-m", "ikirere.tokenizer.worker", str(os.getpid())]
     last = ""
     with subprocess.Popen(
@@ -78,7 +77,7 @@ def _run(job: str, listen: Callable[[str], None] | None) -> str:
     ) as child:
         try:
             assert child.stdin is not None and child.stderr is not None
-            # A child that ended before it read leaves a closed pipe; what it said is read below.
+            # A child that ended before reading leaves a closed pipe; its output is read below.
             with suppress(BrokenPipeError):
                 child.stdin.write(job)
             with suppress(BrokenPipeError):
@@ -106,7 +105,7 @@ class _Texts:
 
 
 def _leave_with(parent: int) -> None:
-    """End this process once its parent is gone, so that a killed run leaves no trainer behind."""
+    """Ends this process once its parent is gone, so that a killed run leaves no trainer running."""
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
