@@ -20,7 +20,7 @@ from ikirere.stages import load_stage
 
 TINY = Path(__file__).parent / "programme" / "tiny.yaml"
 STAGES = ("data", "tokenizer", "shards", "pretrain", "sft", "dpo", "evaluate", "report")
-DEAR = Options(dear_seconds=0.0)
+EXPENSIVE = Options(expensive_seconds=0.0)
 # Patterns of metrics that this programme has no occasion to make: of other models, steps and source kinds.
 ELSEWHERE = {
     "pretrain": ("nats_per_token", "exact/", "gzip9", "xz9"),
@@ -108,7 +108,7 @@ def test_every_metric_is_declared_and_every_declaration_is_made(finished: Path, 
 
 def test_the_same_command_keeps_everything(folder: Path) -> None:
     before = {name: data for name, data in contents(folder).items() if name.count("/")}
-    said = decisions(go(folder, options=DEAR))
+    said = decisions(go(folder, options=EXPENSIVE))
     assert said == dict.fromkeys(STAGES, "unchanged, kept")
     assert {name: data for name, data in contents(folder).items() if name.count("/")} == before
 
@@ -122,7 +122,7 @@ def test_the_same_command_keeps_everything(folder: Path) -> None:
     ],
 )  # fmt: skip
 def test_watching_and_storing_outdate_nothing(folder: Path, override: str) -> None:
-    said = decisions(go(folder, override, options=DEAR))
+    said = decisions(go(folder, override, options=EXPENSIVE))
     assert {name: text for name, text in said.items() if name != "report"} == dict.fromkeys(
         STAGES[:-1], "unchanged, kept"
     )
@@ -182,10 +182,10 @@ def test_a_pretraining_is_extended_without_loss(folder: Path) -> None:
     before = contents(folder)
     longer = "pretrain.phases.0.steps=16"
     with pytest.raises(UserError, match=r"pretrain.phases.0.steps: 12 -> 16"):
-        go(folder, longer, options=DEAR)
+        go(folder, longer, options=EXPENSIVE)
     assert contents(folder) == before
     later = frozenset({"sft", "dpo", "evaluate"})
-    lines = go(folder, longer, options=Options(rebuild=later, go_on=True, dear_seconds=0.0))
+    lines = go(folder, longer, options=Options(rebuild=later, go_on=True, expensive_seconds=0.0))
     assert "continuing from step-000012" in "\n".join(lines)
     (event,) = next(s for s in status(folder)["stages"] if s["name"] == "pretrain")["continued"]
     assert (event["step"], event["changes"]) == (12, {"pretrain.phases.0.steps": [12, 16]})

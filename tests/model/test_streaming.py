@@ -1,4 +1,4 @@
-"""Renumbered sinks: equal to explicit rope_tables of every pair, exact from their cache, beyond the trained length."""
+"""Renumbered sinks: equal to explicit rotations of every pair, exact from their cache, beyond the trained length."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def test_retention_against_fla(seed: int) -> None:
 
 @pytest.mark.parametrize("length", [5, 40, 131])
 def test_a_retention_layer_and_its_gradients(length: int) -> None:
-    """Projections, rope_tables, norm of each head and gate, written out."""
+    """Projections, rotations, norm of each head and gate, written out."""
     torch.manual_seed(length)
     settings = {"num_heads": 3, "head_dim": 8, "value_head_dim": 10, "chunk_size": 16}
     config = ModelConfig(

@@ -191,7 +191,7 @@ def test_a_full_disk_is_one_line_and_resumable(small_disk: Path, tmp_path: Path)
     assert full.returncode == 1
     assert re.fullmatch(
         rf"error: square: disk full: cannot write {re.escape(str(folder / 'square'))}\S* \(\d+ bytes free\); "
-        r"make room and give the command again\n",
+        r"free some space and give the command again\n",
         full.stderr,
     ), full.stderr
     assert "Traceback" not in full.stdout + full.stderr

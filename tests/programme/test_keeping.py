@@ -19,7 +19,7 @@ from ikirere.programme.runner import Options
 from ikirere.programme.status import status
 from ikirere.programme.verify import verify
 
-DEAR = Options(dear_seconds=0.0)
+EXPENSIVE = Options(expensive_seconds=0.0)
 
 
 @pytest.fixture(autouse=True)
@@ -71,14 +71,14 @@ def squares(folder: Path) -> list[int]:
     [
         ({"rows": 2000}, "planned.numbers.rows: at most 1000 are accepted"),
         ({"factor": 2}, "square.factor: 1 -> 2"),
-        ({"bytes": 7}, "--go-on is not possible: square.bytes cannot change on the way"),
+        ({"bytes": 7}, "--go-on is not possible: square.bytes cannot change during training"),
         ({"seed": 4}, "seed: 3 -> 4"),
     ],
 )
 def test_a_refused_run_changes_no_file(folder: Path, settings: dict[str, Any], words: str) -> None:
     before = files(folder)
     with pytest.raises(UserError) as error:
-        go(folder, DEAR, **settings)
+        go(folder, EXPENSIVE, **settings)
     assert words in str(error.value)
     assert files(folder) == before
 
@@ -93,12 +93,12 @@ def test_a_gate_that_nothing_measures_is_refused_with_the_nearest_name(tmp_path:
 
 
 def test_a_refusal_after_an_input_was_made_again_puts_it_back(folder: Path) -> None:
-    """Whether a changed input outdates a dear stage is known once it is made again; the old one returns then."""
+    """Whether a changed input outdates an expensive stage is known once it is rebuilt; the old one returns then."""
     before = {
         name: content for name, (content, _) in files(folder).items() if not name.endswith((".jsonl", "yaml"))
     }
     with pytest.raises(UserError, match="the outputs of numbers are others"):
-        options = Options(rebuild=frozenset({"numbers"}), dear_seconds=0.0)
+        options = Options(rebuild=frozenset({"numbers"}), expensive_seconds=0.0)
         execute.run(toy_recipe(rows=41), folder.parent, folder, load_toy, options=options, reporter=Lines())
     after = files(folder)
     assert {name: after[name][0] for name in before} == before
@@ -139,12 +139,12 @@ def test_clean_deletes_only_when_told(folder: Path, monkeypatch: pytest.MonkeyPa
 
 def test_an_input_with_equal_bytes_outdates_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder.parent / "source.txt").write_text("an empty change")
-    lines = go(folder, DEAR_FOR_TRAINING)
+    lines = go(folder, EXPENSIVE_FOR_TRAINING)
     assert lines[0] == "numbers: source.txt: its content changed"
     assert "square: unchanged, kept" in lines and "total: unchanged, kept" in lines
 
 
-DEAR_FOR_TRAINING = Options(dear_seconds=60.0)
+EXPENSIVE_FOR_TRAINING = Options(expensive_seconds=60.0)
 
 
 # ---------------------------------------------------------------- keys hold only what changes the result
@@ -152,7 +152,7 @@ DEAR_FOR_TRAINING = Options(dear_seconds=60.0)
 
 def test_what_only_watches_outdates_nothing(folder: Path) -> None:
     weights = (folder / "square" / "model" / "weights.bin").stat().st_mtime_ns
-    lines = go(folder, DEAR, watch=5)
+    lines = go(folder, EXPENSIVE, watch=5)
     assert "square: measured again (other questions)" in lines
     assert status(folder)["stages"][1]["metrics"]["watched"] == 5.0
     assert "total: unchanged, kept" in lines, (
@@ -172,7 +172,7 @@ def test_other_code_and_surroundings_keep_a_result_and_mark_it(
     monkeypatch.setattr(Numbers, "surroundings", lambda *a: {"packages": "others"})
     before = runner.environment.made_in
     monkeypatch.setattr("ikirere.programme.environment.made_in", lambda: before() | {"torch": "9.9"})
-    lines = go(folder, DEAR)
+    lines = go(folder, EXPENSIVE)
     assert lines[:3] == [f"{name}: unchanged, kept" for name in ("numbers", "square", "total")]
     shown = status(folder, {"square": "ikirere.any"})["stages"][1]
     assert shown["state"] == "done"
@@ -181,7 +181,7 @@ def test_other_code_and_surroundings_keep_a_result_and_mark_it(
     assert any(
         "square: made by other code" in line for line in verify(folder, {"square": "ikirere.any"}).remarks
     )
-    go(folder, Options(rebuild=frozenset({"square"}), dear_seconds=0.0))
+    go(folder, Options(rebuild=frozenset({"square"}), expensive_seconds=0.0))
     assert status(folder, {"square": "ikirere.any"})["stages"][1]["marks"] == []
 
 
@@ -192,7 +192,7 @@ def test_a_half_made_stage_goes_on_with_other_code_and_the_ledger_says_so(
     interrupt_square_at(7, folder, monkeypatch)
     monkeypatch.setattr(runner, "code_hash", lambda module: "edited")
     lines = go(folder)
-    assert "square: goes on from step 7 with other code than it began with" in lines
+    assert "square: continues from step 7 with other code than it began with" in lines
     starts = [e for e in ledger.read_events(folder / "ledger.jsonl") if e["event"] == "stage-started"]
     square = [event for event in starts if event["stage"] == "square"]
     assert [(event["step"], event["code"] == "edited") for event in square] == [(None, False), (7, True)]
@@ -214,22 +214,22 @@ def interrupt_square_at(step: int, folder: Path, monkeypatch: pytest.MonkeyPatch
             go(folder, **settings)
 
 
-# ---------------------------------------------------------------- dear stages are asked about
+# ---------------------------------------------------------------- expensive stages are asked about
 
 
-def test_cheap_stages_are_made_again_and_dear_ones_asked_about(folder: Path) -> None:
+def test_cheap_stages_are_rebuilt_and_expensive_ones_asked_about(folder: Path) -> None:
     asked: list[tuple[str, Decision]] = []
 
     def ask(stage: str, decision: Decision) -> str:
         asked.append((stage, decision))
         return "rebuild"
 
-    go(folder, Options(ask=ask, dear_seconds=0.0), factor=2)
+    go(folder, Options(ask=ask, expensive_seconds=0.0), factor=2)
     assert [stage for stage, _ in asked] == ["square", "total"]
     assert [str(change) for change in asked[0][1].changes] == ["square.factor: 1 -> 2"]
     assert asked[0][1].can_go_on and not asked[1][1].can_go_on
     assert squares(folder)[3] % 2 == 0
-    go(folder, Options(dear_seconds=600.0), factor=3)
+    go(folder, Options(expensive_seconds=600.0), factor=3)
     assert len(asked) == 2, "a stage of seconds is not worth a question"
 
 
@@ -239,7 +239,7 @@ def test_a_half_trained_stage_is_not_thrown_away_either(
     folder = tmp_path / "run"
     interrupt_square_at(9, folder, monkeypatch)
     with pytest.raises(UserError, match=r"square: .* of work were done with other settings \(step 9\)"):
-        go(folder, DEAR, bytes=7)
+        go(folder, EXPENSIVE, bytes=7)
     go(folder, bytes=7)
     (aside,) = [a for a in status(folder)["set_aside"] if a["stage"] == "square"]
     assert (aside["step"], aside["finished"]) == (9, False)
@@ -256,7 +256,7 @@ def test_a_training_goes_on_with_other_settings_from_where_it_was(
 ) -> None:
     folder = tmp_path / "run"
     interrupt_square_at(9, folder, monkeypatch)
-    lines = go(folder, Options(go_on=True, dear_seconds=0.0), factor=10, steps=25)
+    lines = go(folder, Options(go_on=True, expensive_seconds=0.0), factor=10, steps=25)
     assert "square: square.factor: 1 -> 10; square.steps: 20 -> 25" in lines
     made = squares(folder)
     plain = squares_of(tmp_path / "plain", steps=25)
@@ -264,9 +264,9 @@ def test_a_training_goes_on_with_other_settings_from_where_it_was(
     (event,) = status(folder)["stages"][1]["continued"]
     assert event["step"] == 9
     assert event["changes"] == {"square.factor": [1, 10], "square.steps": [20, 25]}
-    assert any("went on from step 9 with square.factor 1 -> 10" in line for line in verify(folder).remarks)
+    assert any("continued from step 9 with square.factor 1 -> 10" in line for line in verify(folder).remarks)
     assert verify(folder).problems == []
-    assert go(folder, DEAR, factor=10, steps=25)[1] == "square: unchanged, kept"
+    assert go(folder, EXPENSIVE, factor=10, steps=25)[1] == "square: unchanged, kept"
 
 
 def squares_of(folder: Path, **settings: Any) -> list[int]:
@@ -276,7 +276,7 @@ def squares_of(folder: Path, **settings: Any) -> list[int]:
 
 def test_a_finished_training_that_goes_on_is_kept_as_it_was(folder: Path) -> None:
     before = (folder / "square" / "model" / "weights.bin").read_bytes()
-    ask = Options(go_on=True, dear_seconds=0.0, rebuild=frozenset({"total"}))
+    ask = Options(go_on=True, expensive_seconds=0.0, rebuild=frozenset({"total"}))
     go(folder, ask, steps=30)
     assert len(squares(folder)) == 30
     record = read_record(folder / "square")
@@ -291,7 +291,7 @@ def test_a_finished_training_that_goes_on_is_kept_as_it_was(folder: Path) -> Non
 def test_going_on_says_which_keys_forbid_it(folder: Path) -> None:
     before = files(folder)
     with pytest.raises(UserError, match=r"--go-on cannot change square\.bytes of a training that has begun"):
-        go(folder, Options(go_on=True, dear_seconds=0.0), bytes=5, steps=30)
+        go(folder, Options(go_on=True, expensive_seconds=0.0), bytes=5, steps=30)
     assert files(folder) == before
 
 
@@ -305,7 +305,7 @@ def test_a_garbage_line_in_the_ledger_loses_nothing(folder: Path) -> None:
         whole = lines[number]
         lines[number] = "garbage"
         path.write_text("\n".join(lines) + "\n")
-        said = go(folder, DEAR)
+        said = go(folder, EXPENSIVE)
         assert f"{path}:{number + 1}: not an event, passed over" in said[0]
         assert {"numbers: unchanged, kept", "square: unchanged, kept", "total: unchanged, kept"} <= set(said)
         assert any(f"{path}:{number + 1}: not an event" in line for line in verify(folder).problems)
@@ -318,7 +318,7 @@ def test_a_lost_artifact_of_a_training_is_written_again_from_what_is_there(folde
     before = weights.read_bytes()
     weights.unlink()
     assert status(folder)["stages"][1]["state"] == "damaged"
-    lines = go(folder, DEAR)
+    lines = go(folder, EXPENSIVE)
     assert "square: model/weights.bin is gone or was altered: written again from what is there" in lines
     assert weights.read_bytes() == before
     assert "total: unchanged, kept" in lines
@@ -329,7 +329,7 @@ def test_a_lost_artifact_of_a_training_is_written_again_from_what_is_there(folde
 def test_a_damaged_result_is_written_again(folder: Path, text: str | None) -> None:
     path = folder / "square" / "result.json"
     path.unlink() if text is None else path.write_text(text)
-    lines = go(folder, DEAR)
+    lines = go(folder, EXPENSIVE)
     assert "square: result.json is gone or was altered: written again from what is there" in lines
     assert len(squares(folder)) == 20
     assert verify(folder).problems == []
@@ -340,16 +340,16 @@ def test_a_missing_folder_is_named_with_the_way_back(folder: Path) -> None:
     elsewhere = folder.parent / "elsewhere"
     gone.rename(elsewhere)
     with pytest.raises(UserError, match=r"square: is gone.*put the folder back, or give --rebuild square"):
-        go(folder, DEAR)
+        go(folder, EXPENSIVE)
     elsewhere.rename(gone)
-    assert "square: unchanged, kept" in go(folder, DEAR)
+    assert "square: unchanged, kept" in go(folder, EXPENSIVE)
     gone.rename(elsewhere)
     assert "square: starts, its folder is gone" in go(folder)
 
 
 def test_a_missing_identity_keeps_a_finished_result(folder: Path) -> None:
     (folder / "square" / "identity.json").write_text("garbage")
-    lines = go(folder, DEAR)
+    lines = go(folder, EXPENSIVE)
     assert "square: kept; identity.json is missing, so its settings cannot be compared" in lines
     assert status(folder)["stages"][1]["marks"] == ["settings not recorded"]
 

@@ -114,8 +114,8 @@ class Numbers(Stage):
 
 
 class Square(Stage):
-    """Works in steps, each kept on the disk, and goes on from the last one after a kill. What it writes at each step
-    depends on `factor`, so a change on the way can be seen."""
+    """Works in steps, each kept on the disk, and continues after the last one after a kill. What it writes at each step
+    depends on `factor`, so a change during the run can be seen."""
 
     name: ClassVar[str] = "square"
     needs: ClassVar[tuple[str, ...]] = ("numbers",)
@@ -243,7 +243,7 @@ def main() -> int:
     rehearsal = bool(pairs.pop("rehearsal", ""))
     options = Options(
         frozenset(filter(None, [pairs.pop("rebuild", "")])), bool(pairs.pop("go_on", "")),
-        dear_seconds=float(pairs.pop("dear", "600")),
+        expensive_seconds=float(pairs.pop("expensive", "600")),
     )  # fmt: skip
     settings = {key: type(SETTINGS[key])(value) for key, value in pairs.items()}
     return guard(

@@ -26,7 +26,7 @@ def build(
     ] = False,
     max_bytes: Annotated[
         int | None,
-        typer.Option(help="Read at most this much text of each source; the rest as the recipe says.", min=1),
+        typer.Option(help="Read at most this much text of each source; the rest as the recipe sets.", min=1),
     ] = None,
 ) -> None:
     """Read, clean, compare, split and seal a recipe's data: its `data` stage, with every ledger."""

@@ -77,7 +77,7 @@ def compare(
     ] = None,
     baseline: Annotated[str | None, typer.Option(help="The arm whose compression is the target.")] = None,
     criterion: Annotated[
-        list[str] | None, typer.Option(help="METRIC[/DOMAIN] OP TARGET, in place of the usual criteria.")
+        list[str] | None, typer.Option(help="METRIC[/DOMAIN] OP TARGET, instead of the usual criteria.")
     ] = None,
 ) -> None:
     """An A/B report: criteria are written and locked before anything is measured."""

@@ -121,5 +121,5 @@ def write_table(table: pa.Table, path: Path) -> None:
 
 
 def part_name(path: Path) -> str:
-    """Of a part that reading wrote: source and number; of later ones: their own."""
+    """Name of a part: source and number where reading wrote it, else the file's own."""
     return f"{path.parent.name}-{path.stem}" if path.stem.startswith("part-") else path.stem

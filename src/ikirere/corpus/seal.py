@@ -46,7 +46,7 @@ def documents_file(split_name: str) -> str:
 
 
 def ids_hash(ids: np.ndarray) -> str:
-    """Of a set of ids (bytes), whatever their order."""
+    """Hex sha256 of a set of ids (bytes), whatever their order."""
     return hashlib.sha256(b"\n".join(np.sort(ids).tolist())).hexdigest()
 
 

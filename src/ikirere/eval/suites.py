@@ -31,7 +31,7 @@ class Settings:
 
 
 class TimedQuestion(ScoredQuestion):
-    """With the seconds per question of its suite."""
+    """A scored question, with the seconds per question of its suite."""
 
     seconds: float
 

@@ -18,7 +18,7 @@ class Network(nn.Module):
 
     @property
     def output_weight(self) -> Tensor:
-        """The matrix [vocab_size, hidden_size] that rope_tables hidden states into logits, tied or not."""
+        """The matrix [vocab_size, hidden_size] that turns hidden states into logits, tied or not."""
         return self.embed_tokens.weight if self.lm_head is None else self.lm_head.weight
 
     @property

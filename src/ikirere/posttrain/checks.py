@@ -84,7 +84,7 @@ def settings(section: Sft | Dpo, without: Iterable[str]) -> Mapping[str, Any]:
 
 
 def refused(changed: Iterable[str], allowed: Iterable[str]) -> list[str]:
-    """Of changed key paths those that neither are in `allowed` nor lie below one that is, and the optimiser's name,
+    """The changed key paths that neither are in `allowed` nor lie below one that is, and the optimiser's name,
     with which the kept state does not fit."""
     free = tuple(allowed)
     return [

@@ -80,7 +80,7 @@ class SftSource:
         self.fingerprint = self._fingerprint()
 
     def _fingerprint(self) -> str:
-        """Of all that the sequence of packed rows depends on."""
+        """Hash of all that the sequence of packed rows depends on."""
         digest = hashlib.sha256(f"{self.sequence_length} {self.pad} {self.seed}".encode())
         for row in self.rows:
             digest.update(row.ids.tobytes() + row.trained.tobytes())

@@ -53,7 +53,7 @@ def run_recipe(
 
 
 def ask_about(stage: str, decision: Decision) -> str:
-    """Ask in the terminal what becomes of a dear stage: 'rebuild', 'go on' or 'stop'."""
+    """Ask in the terminal what becomes of an expensive stage: 'rebuild', 'go on' or 'stop'."""
     print(question(stage, decision))
     choices = {"r": "rebuild", "s": "stop"} | ({"g": "go on"} if decision.can_go_on else {})
     wording = ", ".join(f"[{letter}] {choice}" for letter, choice in choices.items())
@@ -64,7 +64,7 @@ def ask_about(stage: str, decision: Decision) -> str:
 
 
 def remake_report(run_folder: Path, load_stage: Loader) -> int:
-    """Make the report of a run again and say where it is; the exit code."""
+    """Rebuild the report of a run and print where it is; the exit code."""
     reporter = Reporter(console())
     code = remake(run_folder, "report", load_stage, reporter)
     for page in report_pages(run_folder):

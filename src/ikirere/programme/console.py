@@ -54,7 +54,7 @@ def _remarks(stage: dict[str, Any]) -> list[str]:
     if stage["stale_inputs"]:
         found.append(f"made from other outputs of {', '.join(stage['stale_inputs'])}")
     for event in stage["continued"]:
-        found.append(f"went on from step {event['step']} with {', '.join(event['changes'])} changed")
+        found.append(f"continued from step {event['step']} with {', '.join(event['changes'])} changed")
     return found
 
 

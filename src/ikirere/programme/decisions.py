@@ -1,12 +1,12 @@
-"""What becomes of a stage's folder: kept, continued, measured anew, rebuilt with the old one set aside, or asked about.
+"""What becomes of a stage's folder: kept, continued, measured again, rebuilt (the old one set aside), or asked about.
 
 | its folder | settings and inputs as recorded | others |
 |---|---|---|
-| done | kept; measured anew where only `measuring` changed or a file is damaged | cheap: set aside and rebuilt; dear: asked |
+| done | kept; measured again where only `measuring` changed or a file is damaged | cheap: set aside and rebuilt; expensive: asked |
 | begun | continued, whatever the code is now | as above |
 | not there | begun; what was set aside with these settings comes back | begun |
 
-Dear is what took ten minutes or more. In a terminal the user is asked; elsewhere the command is refused with the
+Expensive is what took ten minutes or more. In a terminal the user is asked; elsewhere the command is refused with the
 changes and the two ways on: `--rebuild STAGE`, or `--go-on` for a training. Nothing is deleted either way.
 """
 
@@ -26,12 +26,12 @@ from ikirere.programme.progress import clock
 from ikirere.programme.set_aside import Aside
 from ikirere.programme.stage import Stage
 
-DEAR_SECONDS = 600.0
+EXPENSIVE_SECONDS = 600.0
 
 
 class Action(StrEnum):
     KEEP = "keep"
-    ADOPT = "adopt"  # done as its folder says, though the ledger lacks the line
+    ADOPT = "adopt"  # done as its folder records, though the ledger lacks the line
     START = "start"
     CONTINUE = "continue"
     MEASURE = "measure"
@@ -67,7 +67,7 @@ def decide(
     *,
     rebuild: bool = False,
     go_on: bool = False,
-    dear_seconds: float = DEAR_SECONDS,
+    expensive_seconds: float = EXPENSIVE_SECONDS,
 ) -> Decision:
     """The decision for one stage. Reads only.
 
@@ -84,7 +84,7 @@ def decide(
     if rebuild:
         return Decision(Action.REBUILD if there else Action.START, "rebuilt as asked", spent=spent, step=step)
     if not there:
-        return _absent(stage, identity, run_folder, done is not None, spent >= dear_seconds)
+        return _absent(stage, identity, run_folder, done is not None, spent >= expensive_seconds)
     if record is None:
         return _unrecorded(folder, done, spent)
     changes = tuple(record.changes(identity))
@@ -100,22 +100,22 @@ def decide(
         if obstacles:
             raise UserError(
                 f"{stage.name}: --go-on cannot change {', '.join(obstacles)} of a training that has begun; "
-                f"--rebuild {stage.name} trains anew and sets what is there aside"
+                f"--rebuild {stage.name} trains again and sets what is there aside"
             )
         return Decision(Action.GO_ON, _changed(changes), changes, spent, step, record=record)
-    if spent < dear_seconds or stage.reads_results:
+    if spent < expensive_seconds or stage.reads_results:
         return Decision(Action.REBUILD, _changed(changes), changes, spent, step, record=record)
     return found
 
 
-def _absent(stage: Stage, identity: Identity, run_folder: Path, was_done: bool, dear: bool) -> Decision:
+def _absent(stage: Stage, identity: Identity, run_folder: Path, was_done: bool, expensive: bool) -> Decision:
     if (aside := set_aside.find(run_folder, stage.name, identity.base)) is not None:
         return Decision(Action.RESTORE, f"{aside.path.name} comes back", aside=aside)
-    if was_done and dear:
+    if was_done and expensive:
         folder = run_folder / stage.name
         raise UserError(
             f"{folder}: is gone, and the ledger holds it as done; put the folder back, or give "
-            f"--rebuild {stage.name} to make it again"
+            f"--rebuild {stage.name}"
         )
     return Decision(Action.START, "starts, its folder is gone" if was_done else "starts")
 
@@ -168,16 +168,18 @@ def _changed(changes: tuple[Change, ...]) -> str:
 
 
 def question(stage: str, decision: Decision) -> str:
-    """The question about a dear stage, or the refusal where nobody can be asked."""
+    """The question about an expensive stage, or the refusal where nobody can be asked."""
     lines = [f"{stage}: {clock(decision.spent)} of work were done with other settings"]
     if decision.step is not None:
         lines[0] += f" (step {decision.step})"
     lines += [f"  {change}" for change in decision.changes[:20]]
     if len(decision.changes) > 20:
         lines.append(f"  and {len(decision.changes) - 20} more")
-    lines.append(f"  --rebuild {stage}: makes it again; what is there is set aside, not deleted")
+    lines.append(f"  --rebuild {stage}: rebuilds it; what is there is set aside, not deleted")
     if decision.can_go_on:
-        lines.append(f"  --go-on: goes on from step {decision.step} with the new settings, recorded")
+        lines.append(f"  --go-on: continues from step {decision.step} with the new settings, recorded")
     elif decision.step is not None and decision.obstacles:
-        lines.append(f"  --go-on is not possible: {', '.join(decision.obstacles)} cannot change on the way")
+        lines.append(
+            f"  --go-on is not possible: {', '.join(decision.obstacles)} cannot change during training"
+        )
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def _opened(
                 reporter.say("ledger: a torn last line, left by a kill, was removed")
             for number in damaged_lines(folder / LEDGER):
                 reporter.say(
-                    f"{folder / LEDGER}:{number}: not an event, passed over; each stage's folder says what it is, so "
+                    f"{folder / LEDGER}:{number}: not an event, passed over; each stage's folder records what it is, so "
                     "nothing is lost (`ikirere verify` reports the line)"
                 )
             current = Run(recipe, recipe_folder, folder, rehearsal, reporter, ledger, options=options)

@@ -31,6 +31,7 @@ from ikirere.programme.ledger import now
 FULL = {errno.ENOSPC, errno.EDQUOT}
 FULL_TEXTS = ("no space left on device", "os error 28", "disk quota exceeded", "database or disk is full")
 NEARLY_FULL = 256 * 1024  # bytes; some libraries hide the cause of a failed write
+ADVICE = "free some space and give the command again"
 
 
 class Failure(Exception):
@@ -52,8 +53,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             waiting.extend((current.__cause__, current.__context__))
 
 
-def disk_full(error: BaseException, place: Path) -> str | None:
-    """The line for the user where `error` came from a full disk, else None. `place` is the folder written to."""
+def disk_full(error: BaseException, folder: Path) -> str | None:
+    """The line for the user where `error` came from a full disk, else None. `folder` is the one written to."""
     path: str | None = None
     full = False
     for cause in _causes(error):
@@ -62,13 +63,13 @@ def disk_full(error: BaseException, place: Path) -> str | None:
         elif any(text in str(cause).lower() for text in FULL_TEXTS):
             full = True
     with contextlib.suppress(OSError):
-        full = full or (not isinstance(error, UserError) and free_bytes(place) < NEARLY_FULL)
+        full = full or (not isinstance(error, UserError) and free_bytes(folder) < NEARLY_FULL)
     if not full:
         return None
-    named = Path(os.fsdecode(path)) if path else place
+    named = Path(os.fsdecode(path)) if path else folder
     with contextlib.suppress(OSError):
-        return f"disk full: cannot write {named} ({free_bytes(place)} bytes free); make room and give the command again"
-    return f"disk full: cannot write {named}; make room and give the command again"
+        return f"disk full: cannot write {named} ({free_bytes(folder)} bytes free); {ADVICE}"
+    return f"disk full: cannot write {named}; {ADVICE}"
 
 
 def first_line(error: BaseException) -> str:

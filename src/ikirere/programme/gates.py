@@ -3,7 +3,7 @@
 | verdict | when | passed |
 |---|---|---|
 | NOT RUN | the metric was not measured | never |
-| INSIDE NOISE | the metric has a noise band and the target lies in it (ends included) | as `inside_noise` says: by default not where `on_miss` is stop |
+| INSIDE NOISE | the metric has a noise band and the target lies in it (ends included) | as `inside_noise` sets: by default not where `on_miss` is stop |
 | PASS, MISS | otherwise, by comparison of the value with the target | PASS |
 
 A gate that has not passed and whose `on_miss` is stop blocks: the run ends there, DO NOT SHIP. A gate with `stop_beyond`

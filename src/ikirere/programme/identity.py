@@ -70,7 +70,7 @@ class Identity:
 
     @property
     def base(self) -> str:
-        """Hash of the settings, whatever was done by `--go-on` on the way."""
+        """Hash of the settings, whatever `--go-on` changed since."""
         return json_sha256({"stage": self.stage, **self.parts})
 
 
@@ -128,7 +128,7 @@ def read_record(folder: Path) -> Record | None:
 
 
 def plain(value: Any) -> Any:
-    """As JSON gives it back: tuples as lists, keys as text."""
+    """The value as JSON gives it back: tuples as lists, keys as text."""
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items()}
     return [plain(inner) for inner in value] if isinstance(value, list | tuple) else value

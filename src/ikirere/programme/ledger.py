@@ -135,9 +135,9 @@ class Ledger:
 
 def last(events: list[Event], stage: str, *kinds: str) -> tuple[int, Event] | None:
     """(index, event) of the newest event of one of `kinds` about `stage`, or None."""
-    for place in range(len(events) - 1, -1, -1):
-        if events[place].get("stage") == stage and events[place]["event"] in kinds:
-            return place, events[place]
+    for index in range(len(events) - 1, -1, -1):
+        if events[index].get("stage") == stage and events[index]["event"] in kinds:
+            return index, events[index]
     return None
 
 

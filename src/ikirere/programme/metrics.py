@@ -1,7 +1,7 @@
 """Metrics that can be derived again from raw results.
 
 A stage never reports a bare number: it writes raw results to a JSONL file in its folder and names how
-the metric follows from them. `ikirere verify` reads the same description and computes it anew.
+the metric follows from them. `ikirere verify` reads the same description and computes it again.
 
 | kind | value | interval |
 |---|---|---|

@@ -28,7 +28,7 @@ def _reset_high_water() -> bool:
 
 
 def _high_water() -> int:
-    """Peak resident bytes of this process since the reset; 0 where the system does not say."""
+    """Peak resident bytes of this process since the reset; 0 where the system does not report it."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

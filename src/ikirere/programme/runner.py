@@ -16,7 +16,7 @@ from ikirere.common.files import write_json
 from ikirere.errors import UserError
 from ikirere.programme import artifacts, environment, gates, result, set_aside
 from ikirere.programme.code_fingerprint import code_hash
-from ikirere.programme.decisions import DEAR_SECONDS, Action, Decision, decide, question
+from ikirere.programme.decisions import EXPENSIVE_SECONDS, Action, Decision, decide, question
 from ikirere.programme.failures import Failure, disk_full, first_line, unexpected
 from ikirere.programme.identity import Identity, Record, new_record, outputs_digest, read_record
 from ikirere.programme.ledger import Ledger, newest_change, now, spent_seconds, unended
@@ -29,17 +29,17 @@ from ikirere.programme.tracker import Tracker
 from ikirere.recipe.schema import Recipe
 
 Ask = Callable[[str, Decision], str]
-"""Asks the user about a dear stage: 'rebuild', 'go on' or 'stop'."""
+"""Asks the user about an expensive stage: 'rebuild', 'go on' or 'stop'."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line allows. rebuild: stages to make again. ask: None where nobody can be asked."""
+    """What the command line allows. rebuild: names of stages. ask: None where nobody can be asked."""
 
     rebuild: frozenset[str] = frozenset()
     go_on: bool = False
     ask: Ask | None = None
-    dear_seconds: float = DEAR_SECONDS
+    expensive_seconds: float = EXPENSIVE_SECONDS
 
 
 @dataclass
@@ -54,7 +54,7 @@ class Run:
     ledger: Ledger
     tracker: Tracker | None = None  # opened with the first write
     options: Options = field(default_factory=Options)
-    choices: dict[str, str] = field(default_factory=dict)  # of dear stages, as the user chose
+    choices: dict[str, str] = field(default_factory=dict)  # of expensive stages, as the user chose
     digests: dict[str, str] = field(default_factory=dict)  # of the outputs of the stages done so far
     stopped: list[gates.GateResult] = field(default_factory=list)  # gates that end the run
     _replaced: list[tuple[str, Path]] = field(
@@ -85,13 +85,13 @@ class Run:
             self.ledger.events,
             rebuild=rebuild or choice == "rebuild",
             go_on=self.options.go_on or choice == "go on",
-            dear_seconds=self.options.dear_seconds,
+            expensive_seconds=self.options.expensive_seconds,
         )
 
     def foresee(self, stages: Iterable[Stage]) -> None:
-        """Ask, or refuse, for every dear stage whose own settings changed, before any folder does.
+        """Ask, or refuse, for every expensive stage whose own settings changed, before any folder does.
 
-        Inputs are taken as they were: whether making them again changes their bytes is not known yet.
+        Inputs are taken as they were: whether rebuilding them changes their bytes is not known yet.
         """
         for stage in stages:
             record = read_record(self.folder / stage.name)
@@ -193,7 +193,7 @@ class Run:
         made_by = self.made_by(stage)
         if made_by["code"] != record.made_by.get("code") and decision.step is not None:
             self.reporter.say(
-                f"{stage.name}: goes on from step {decision.step} with other code than it began with"
+                f"{stage.name}: continues from step {decision.step} with other code than it began with"
             )
         record.made_by, record.finished = made_by, None
         record.write(self.folder / stage.name)

@@ -27,7 +27,7 @@ class Progress(Protocol):
 
 @dataclass(frozen=True)
 class Continued:
-    """A `--go-on`: training went on from `step` with settings that differ from `config`, those used until then."""
+    """A `--go-on`: training continued from `step` with settings that differ from `config`, those used until then."""
 
     step: int
     config: Mapping[str, Any]  # what `Stage.config` gave before the change
@@ -135,7 +135,7 @@ class Stage:
         """Raises UserError, naming the key, for everything that can be refused before the stage's inputs exist."""
 
     def can_go_on(self, changed: Iterable[str]) -> list[str]:
-        """Of the changed key paths those with which a training that has begun cannot continue."""
+        """The changed key paths with which a training that has begun cannot continue."""
         return list(changed)
 
     def run(self, context: StageContext) -> StageResult:

@@ -12,7 +12,7 @@
 | damaged | ended, but a file is gone or result.json was altered; the run command mends it from what is there |
 | not built | named by the recipe, does not exist yet |
 
-Only `done` has metrics. The gates of other states are NOT RUN, but for those that a milestone on the way had judged.
+Only `done` has metrics. The gates of other states are NOT RUN, but for those that a milestone has judged.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def marks(record: Record | None, module: str | None) -> list[str]:
 def _gates(
     folder: Path, state: str, events: list[Event], gates: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The stage's gates, judged: by its result, or on the way by the milestones that were reached."""
+    """The stage's gates, judged: by its result, or before it by the milestones that were reached."""
     if state == "done":
         judged = result.read(folder)["gates"]
     else:

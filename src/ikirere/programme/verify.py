@@ -60,11 +60,11 @@ def _check_file(path: Path, sha256: str, found: Verification) -> None:
 
 
 def _derive(folder: Path, row: dict[str, Any], found: Verification) -> Metric | None:
-    """The metric derived anew; None where its raw rows no longer give one."""
+    """The metric derived again; None where its raw rows no longer give one."""
     found.metrics += 1
     stored = Metric(**row)
     try:
-        anew = measure(
+        derived = measure(
             folder,
             stored.name,
             stored.kind,
@@ -78,18 +78,18 @@ def _derive(folder: Path, row: dict[str, Any], found: Verification) -> Metric | 
         found.problems.append(f"{folder / stored.raw}: metric {stored.name} cannot be derived ({error})")
         return None
     for part in ("value", "low", "high", "n"):
-        if not _same(getattr(stored, part), getattr(anew, part)):
+        if not _same(getattr(stored, part), getattr(derived, part)):
             found.problems.append(
                 f"{folder / result.NAME}: metric {stored.name}: {part} is {getattr(stored, part)}, "
-                f"{stored.raw} gives {getattr(anew, part)}"
+                f"{stored.raw} gives {getattr(derived, part)}"
             )
-    return anew
+    return derived
 
 
 def _check_gates(
-    folder: Path, gates: list[Gate], stored: list[dict[str, Any]], anew: list[Metric], found: Verification
+    folder: Path, gates: list[Gate], stored: list[dict[str, Any]], derived: list[Metric], found: Verification
 ) -> None:
-    by_name = {metric.name: metric for metric in anew}
+    by_name = {metric.name: metric for metric in derived}
     written = {(row["name"], row["metric"]): row for row in stored}
     for gate in gates:
         found.gates += 1
@@ -116,8 +116,10 @@ def _check_stage(folder: Path, events: list[Event], gates: list[Gate], found: Ve
         _check_file(folder / artifact["path"], artifact["sha256"], found)
     try:
         content = result.read(folder)
-        anew = [metric for row in content["metrics"] if (metric := _derive(folder, row, found)) is not None]
-        _check_gates(folder, gates, content["gates"], anew, found)
+        derived = [
+            metric for row in content["metrics"] if (metric := _derive(folder, row, found)) is not None
+        ]
+        _check_gates(folder, gates, content["gates"], derived, found)
     except UserError as error:
         found.problems.append(str(error))
     except (KeyError, TypeError) as error:
@@ -125,18 +127,18 @@ def _check_stage(folder: Path, events: list[Event], gates: list[Gate], found: Ve
 
 
 def _remarks(shown: dict[str, Any]) -> list[str]:
-    """What holds and yet should be known: other code or surroundings, changes on the way."""
+    """What holds and yet should be known: other code or surroundings, changes during training."""
     lines = []
     for stage in shown["stages"]:
         lines += [f"{stage['name']}: {mark}" for mark in stage["marks"]]
         for event in stage["continued"]:
             changes = ", ".join(f"{key} {old} -> {new}" for key, (old, new) in event["changes"].items())
-            lines.append(f"{stage['name']}: went on from step {event['step']} with {changes}")
+            lines.append(f"{stage['name']}: continued from step {event['step']} with {changes}")
     return lines
 
 
 def verify(run_folder: Path, modules: Mapping[str, str] | None = None) -> Verification:
-    """Check a run folder. modules: stage -> its module, to tell results of other code. Raises UserError where it is
+    """Check a run folder. modules: stage -> its module, to recognise results of other code. Raises UserError where it is
     none."""
     recipe = read_recipe(run_folder)
     events = read_events(run_folder / LEDGER)
@@ -166,7 +168,7 @@ def verify(run_folder: Path, modules: Mapping[str, str] | None = None) -> Verifi
 def verify_and_say(
     run_folder: Path, say: Callable[[str], None], modules: Mapping[str, str] | None = None
 ) -> int:
-    """Check, say each change in a line, and return the exit code: 0, or 1 where anything changed."""
+    """Check, report each change in a line, and return the exit code: 0, or 1 where anything changed."""
     found = verify(run_folder, modules)
     for problem in found.problems:
         say(f"CHANGED {problem}")

@@ -26,8 +26,8 @@ class PythonEnvironment(Section):
 
 
 class Local(Section):
-    """A file or folder on this machine: text, JSONL or Parquet, told apart by the file's ending, each also as .gz and
-    .zst."""
+    """A file or folder on this machine: text, JSONL or Parquet, distinguished by the file's ending, each also as .gz
+    and .zst."""
 
     kind: Literal["local", "jsonl", "parquet"]
     name: str

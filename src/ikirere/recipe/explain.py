@@ -1,4 +1,4 @@
-"""From a validation error to one line that names the key, says what is accepted and what was given."""
+"""From a validation error to one line that names the key, what is accepted and what was given."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TYPES = {
 
 
 class Explainer:
-    """Reads the JSON schema of a pydantic model to say what each key takes."""
+    """Reads the JSON schema of a pydantic model to name what each key takes."""
 
     def __init__(self, schema: Schema, more_root_keys: tuple[str, ...] = ()) -> None:
         self._root = schema
@@ -149,8 +149,8 @@ def _range(schema: Schema) -> str:
 
 
 def _said(schema: Schema) -> str:
-    said = schema.get("description")
-    return f" ({said})" if said else ""
+    description = schema.get("description")
+    return f" ({description})" if description else ""
 
 
 def _shown(value: Any) -> str:

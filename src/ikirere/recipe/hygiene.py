@@ -1,6 +1,6 @@
-"""The sections of `data` that say what is cleaned, dropped, compared and sealed.
+"""The sections of `data` that set what is cleaned, dropped, compared and sealed.
 
-A section that is absent (null) leaves its step out; the report says which steps did not run.
+A section that is absent (null) leaves its step out; the report names the steps that did not run.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     recipe = load_recipe("recipes/demo.yaml", ["pretrain.phases.0.steps=50", "seed=1"])
 
-`extends: other.yaml` (relative to the file that says it) starts from another recipe: mappings are merged
+`extends: other.yaml` (relative to the file that contains it) starts from another recipe: mappings are merged
 key by key, everything else is replaced, and `key: null` takes the other recipe's key away.
 """
 
@@ -27,15 +27,15 @@ EXTENDS = "extends"
 
 @dataclass
 class _Draft:
-    """Values not yet checked, and for each key path the place that set it."""
+    """Values not yet checked, and for each key path the origin that set it."""
 
     value: dict[str, Any]
-    places: dict[KeyPath, str] = field(default_factory=dict)
+    origins: dict[KeyPath, str] = field(default_factory=dict)
 
-    def place(self, path: KeyPath, default: str) -> str:
+    def origin(self, path: KeyPath, default: str) -> str:
         for length in range(len(path), -1, -1):
-            if path[:length] in self.places:
-                return self.places[path[:length]]
+            if path[:length] in self.origins:
+                return self.origins[path[:length]]
         return default
 
 
@@ -83,12 +83,12 @@ def _read(path: Path, above: tuple[Path, ...]) -> _Draft:
         return draft
     base = draft.value.pop(EXTENDS)
     if not isinstance(base, str):
-        raise UserError(f"{draft.place((EXTENDS,), str(path))}: {EXTENDS}: give the path of another recipe")
+        raise UserError(f"{draft.origin((EXTENDS,), str(path))}: {EXTENDS}: give the path of another recipe")
     return _merge(_read(path.parent / base, (*above, resolved)), draft)
 
 
 def _merge(base: _Draft, top: _Draft) -> _Draft:
-    places = {p: place for p, place in base.places.items() if p}
+    origins = {p: origin for p, origin in base.origins.items() if p}
 
     def join(under: dict[str, Any], over: dict[str, Any], path: KeyPath) -> dict[str, Any]:
         result = dict(under)
@@ -100,12 +100,12 @@ def _merge(base: _Draft, top: _Draft) -> _Draft:
                 result[key] = join(result[key], value, here)
             else:
                 result[key] = value
-                for old in [p for p in places if p[: len(here)] == here]:
-                    del places[old]
+                for old in [p for p in origins if p[: len(here)] == here]:
+                    del origins[old]
         return result
 
     value = join(base.value, top.value, ())
-    return _Draft(value, {**places, **{p: place for p, place in top.places.items() if p != (EXTENDS,)}})
+    return _Draft(value, {**origins, **{p: origin for p, origin in top.origins.items() if p != (EXTENDS,)}})
 
 
 def _override(draft: _Draft, override: str) -> None:
@@ -125,9 +125,9 @@ def _override(draft: _Draft, override: str) -> None:
     last = _step(target, parts[-1], path, label)
     target[last] = parse(text, label).value
     path = (*path, last)
-    for old in [p for p in draft.places if p[: len(path)] == path]:
-        del draft.places[old]
-    draft.places[path] = label
+    for old in [p for p in draft.origins if p[: len(path)] == path]:
+        del draft.origins[old]
+    draft.origins[path] = label
 
 
 def _step(target: Any, part: str, path: KeyPath, label: str) -> str | int:
@@ -156,9 +156,9 @@ def _check(draft: _Draft, where: str) -> Recipe:
     lines = []
     for path, message in dict.fromkeys(explained):
         if any(len(other) > len(path) > 0 and other[: len(path)] == path for other, _ in explained):
-            continue  # what is wrong below says it better
+            continue  # the error below it is more exact
         key = f"{dotted(path)}: " if path else ""
-        lines.append(f"{draft.place(path, where) if path else where}: {key}{message}")
+        lines.append(f"{draft.origin(path, where) if path else where}: {key}{message}")
     raise UserError("\n".join(lines))
 
 

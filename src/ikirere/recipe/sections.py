@@ -1,7 +1,7 @@
 """The sections of a recipe: data, tokenizer, training, alignment, evaluation, serving.
 
 Each class is one mapping of the YAML file. Unknown keys are refused. Sizes are in tokens, steps or
-bytes as the key's name or its description says.
+bytes as the key's name or its description gives.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ class Pretrain(Training):
     )
     milestones: tuple[Milestone, ...] = Field(
         default=(),
-        description="evaluations on the way; their checkpoints are kept",
+        description="evaluations during training; their checkpoints are kept",
         json_schema_extra=WATCHING,
     )
 

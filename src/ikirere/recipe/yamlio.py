@@ -82,7 +82,7 @@ def _not_yaml(error: YAMLError, text: str, where: str) -> str:
 
 
 class _Reader:
-    """From nodes to plain values; `lines` fills on the way."""
+    """From nodes to plain values; `lines` is filled meanwhile."""
 
     def __init__(self, where: str) -> None:
         self.where = where

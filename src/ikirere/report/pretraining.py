@@ -85,7 +85,7 @@ def loss_figure(log: list[dict[str, Any]], label: str = "loss, nats per token") 
 
 
 def _milestones(run: Run, stage: StageRecord) -> Table:
-    """The gates of each milestone with the band between going on and stopping."""
+    """The gates of each milestone with the band between continuing and stopping."""
     rows = []
     for milestone in sorted(
         (run.recipe.get("pretrain") or {}).get("milestones") or [], key=lambda m: m["step"]

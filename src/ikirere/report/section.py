@@ -17,7 +17,7 @@ class Figure:
 @dataclass
 class ReportSection:
     """A heading, figures, tables, texts and transcripts. warning: why its numbers are not current. marks: how they were
-    made otherwise than they would be now. Both are empty where there is nothing to say."""
+    made otherwise than they would be now. Both are empty where nothing is reported."""
 
     title: str
     note: str = ""

@@ -170,7 +170,7 @@ TRAININGS = ("pretrain", "sft", "dpo")  # shown before they end: their log is a 
 def _warning(stage: StageRecord) -> str:
     """Why the stage's numbers are not current, as a sentence; empty where they are."""
     if stage.stale is not None:
-        return f"Stale: {stage.stale}. These numbers are not current; the run command makes them anew."
+        return f"Stale: {stage.stale}. These numbers are not current; the run command measures them again."
     if stage.state != "done":
         at = "" if stage.step is None else f" (newest checkpoint: step {stage.step:,})"
         return f"Not finished: {stage.state}{at}. What is shown was written before that."

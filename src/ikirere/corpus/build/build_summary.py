@@ -170,7 +170,7 @@ class BuildSummary:
         ]
 
     def _hash(self) -> str:
-        """Of all documents with their sides and families, and of all ledger rows; not of how or when."""
+        """Hash of all documents with their sides and families, and of all ledger rows; not of how they were made."""
         digest = hashlib.sha256()
         lines = []
         for split in SPLITS:

@@ -182,7 +182,7 @@ class Build:
         return ApplyVerdicts("near", str(out / "verdicts.parquet"))
 
     def checks(self, domains: Sequence[DomainRow]) -> list[CheckRow]:
-        """Of what was written, each check only where its step ran."""
+        """Checks of what was written, each only where its step ran."""
         written = WrittenChecks(self.folder, self.work / "checks", domains, self.seed, self.say)
         found = []
         if self.data.near_duplicates is not None:

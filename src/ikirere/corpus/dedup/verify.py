@@ -46,7 +46,7 @@ def shingle(piece: RowGroups, wanted: Path, shingle_words: int, folder: Path) ->
 
 
 def join(pieces: Sequence[RowGroups], wanted: np.ndarray, ranks: np.ndarray, folder: Path, out: Path) -> int:
-    """One file of all shingles, and where each document's are; the pieces' files are removed on the way.
+    """One file of all shingles, and where each document's are; the pieces' files are removed meanwhile.
 
     Writes out.values, out.starts.npy and out.sizes.npy (int64 by rank; size 0 where not wanted). Returns the
     bytes of the values.
@@ -91,7 +91,7 @@ def shared(one: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def jaccard(one: np.ndarray, other: np.ndarray) -> float:
-    """Of two sets as sorted arrays; 0 where one of them is empty."""
+    """Jaccard similarity of two sets as sorted arrays; 0 where one of them is empty."""
     if not len(one) or not len(other):
         return 0.0
     small, large = (one, other) if len(one) < len(other) else (other, one)

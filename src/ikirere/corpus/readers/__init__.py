@@ -109,17 +109,17 @@ def open_source(
 ) -> Reading:
     """Documents of a source, at most `max_bytes` of text (the document that reaches the limit is the last).
 
-    start: documents to leave out, or the `position` of an earlier reading, from which reading continues without
-    reading what is before it where the kind can. What follows, the limit and the calls of `skipped` are then those of a reading that was
-    not interrupted: what was skipped before the start is not reported again.
-    Raises UserError naming the source when it yields nothing or source_shrank documents than `start`, and what the reader
+    start: documents to leave out, or the `position` of an earlier reading; sources that can continue there do not read
+    what is before it. What follows, the limit and the calls of `skipped` are then those of a reading that was not
+    interrupted: what was skipped before the start is not reported again.
+    Raises UserError naming the source when it yields nothing or fewer documents than `start`, and what the reader
     raises.
     """
     return Reading(config, recipe_folder, skipped, say, start)
 
 
 def fingerprint(config: Source, recipe_folder: Path) -> str:
-    """Of what the source reads from outside; the recipe's own keys are not part of it."""
+    """Hash of the external inputs that the source reads; the recipe's own keys are not part of it."""
     return reader(config, recipe_folder).fingerprint()
 
 

@@ -75,7 +75,7 @@ class PythonEnvironmentSource:
         return interleave([partial(self._group, group, skipped) for group in groups], width=len(groups) or 1)
 
     def fingerprint(self) -> str:
-        """Of the interpreter's version and each distribution's name and version."""
+        """Hash of the interpreter's version and each distribution's name and version."""
         installed = sorted((name, d.version) for name, d in _distributions())
         return hashlib.sha256(repr((sys.version, installed)).encode()).hexdigest()
 

@@ -65,7 +65,8 @@ def resume_after(
 ) -> Iterator[Document]:
     """What `read` yields from the start-th document on, by reading past the earlier ones.
 
-    What is skipped on the way to them is not reported again: it was when the earlier documents were read. Raises UserError where there are source_shrank documents than `start`.
+    What is skipped before them is not reported again: it was when the earlier documents were read. Raises UserError
+    where there are fewer documents than `start`.
     """
     wanted = count(start)
     loud = not wanted

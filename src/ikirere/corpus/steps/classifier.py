@@ -55,9 +55,10 @@ class Classifier:
 
     @classmethod
     def train(cls, good: csr_matrix, unjudged: csr_matrix, seed: int) -> Classifier:
-        """From the `features` of both sides, which weigh the same, whatever their numbers. Averaged stochastic gradient
-        descent in an order drawn from the seed, on one thread: the same input gives the same weights. Raises ValueError
-        where a side is empty."""
+        """A classifier from the `features` of both sides, which weigh the same, whatever their numbers.
+
+        Averaged stochastic gradient descent in an order drawn from the seed, on one thread: the same input gives the
+        same weights. Raises ValueError where a side is empty."""
         from scipy.sparse import vstack
         from sklearn.linear_model import SGDClassifier
 

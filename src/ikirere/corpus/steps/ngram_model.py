@@ -160,7 +160,7 @@ class NgramModel:
         return _ids(text, self.ids)
 
     def perplexity(self, text: str) -> float | None:
-        """Of the text's words from the third on; None for a text with fewer than three."""
+        """Perplexity of the text's words from the third on; None for a text with fewer than three."""
         logs = self.logs(self.encode(tokens(text)))
         return math.exp(min(-float(logs.mean()), 700.0)) if len(logs) else None
 

@@ -132,7 +132,7 @@ class PolicyFilter:
         """Nothing to make ready."""
 
     def fingerprint(self) -> str:
-        """Of the word list and the scorer's name."""
+        """Hash of the word list, and the scorer's name."""
         scorer = type(self).scorer
         named = f"{scorer.__module__}:{scorer.__qualname__} {self.max_score}" if scorer is not None else ""
         return f"{self.sha256} {named}"

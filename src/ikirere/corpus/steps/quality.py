@@ -88,7 +88,7 @@ class QualityFilter:
         self._say(f"quality: trained on {good}; {judged}")
 
     def fingerprint(self) -> str:
-        """Of the rules and their bounds, and where models are trained of the library that trains them."""
+        """Hash of the rules and their bounds and, where models are trained, of the library that trains them."""
         library = importlib.metadata.version("scikit-learn") if self.settings.seed_domains else ""
         return hashlib.sha256(f"{RULES!r}{library}".encode()).hexdigest()
 

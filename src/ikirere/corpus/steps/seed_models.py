@@ -71,11 +71,11 @@ class SeedModels:
         return [Classifier.load(file) for file in files if file.is_file()]
 
     def perplexity(self, identity: str, text: str) -> float | None:
-        """By the n-gram model that did not see the document; None for a text of fewer than three words."""
+        """Perplexity under the n-gram model that did not see the document; None for a text of fewer than three words."""
         return self.ngrams[1 - fold(draw(self.seed, identity))].perplexity(text[:CUT])
 
     def probability(self, identity: str, text: str) -> float | None:
-        """Of being good text, by the classifier that did not see the document; None where none was
+        """Probability of being good text, by the classifier that did not see the document; None where none was
         trained."""
         if not self.classifiers:
             return None
@@ -196,7 +196,7 @@ def _train_classifiers(
 def _thresholds(
     catalogue: Catalogue, parts: Sequence[Path], is_judged: Mask, models: SeedModels, quantile: float
 ) -> dict[str, float]:
-    """Of each domain that is looked at, the perplexity that this share of its documents does not exceed."""
+    """For each domain that is looked at, the perplexity that this share of its documents does not exceed."""
     thresholds = {}
     for number, domain in enumerate(catalogue.domains):
         chosen = catalogue.lowest(is_judged & (catalogue.domain == number), most=QUANTILE_DOCUMENTS)

@@ -87,7 +87,7 @@ class RowStep(Protocol):
 
     @property
     def name(self) -> str:
-        """As the registry has it; it names the ledger."""
+        """The name in the registry, and of the ledger."""
 
     def prepare(self, parts: Sequence[Path]) -> None:
         """Make ready, given the parts (`corpus/parts`, of DOCUMENT_SCHEMA) as they enter the step's pass: earlier
@@ -95,7 +95,7 @@ class RowStep(Protocol):
         files into its context's folder. The same input gives the same files."""
 
     def fingerprint(self) -> str:
-        """Of all that the outcome depends on besides the recipe's keys and the documents (word lists, evaluation
+        """Hash of all that the outcome depends on besides the recipe's keys and the documents (word lists, evaluation
         sets)."""
 
     def __call__(self, table: pa.Table) -> Outcome:

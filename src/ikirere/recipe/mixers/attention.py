@@ -110,7 +110,7 @@ class Window(Full):
     sinks: int = Field(default=0, ge=0, description="first tokens that always stay visible")
     sink_positions: Literal["kept", "renumbered"] = Field(
         default="kept",
-        description="renumbered: a sink is never farther away than its place in the cache, so rows may grow "
+        description="renumbered: a sink is never farther away than its position in the cache, so rows may grow "
         "past max_position_embeddings (StreamingLLM)",
     )
 
@@ -173,7 +173,7 @@ class Hybrid(AttentionSection):
         return super().state_bytes(model, held, bits) + logits
 
     def read_bytes(self, model: ModelShape, context: int, bits: int) -> float:
-        """Of keys and values those of the window, of the summaries and of the chosen blocks."""
+        """Bytes of the keys and values of the window, of the summaries and of the chosen blocks."""
         unread = max(0, context - self.window - self.top_k * self.block_size)
         return self.state_bytes(model, context, bits) - super().state_bytes(model, unread, bits)
 

@@ -36,12 +36,12 @@ class Mamba2Sizes(NamedTuple):
 
     @property
     def width(self) -> int:
-        """Of what the state holds, and of its gate."""
+        """Width of what the state holds, and of its gate."""
         return self.heads * self.head_dim
 
     @property
     def channels(self) -> int:
-        """Of the convolution: the inputs, and the state's keys and queries."""
+        """Channels of the convolution: the inputs, and the state's keys and queries."""
         return self.width + 2 * self.groups * self.state
 
 

@@ -52,7 +52,7 @@ class Kda(MixerSection):
         return projections + gates + write_strength, vectors
 
     def forward_flops(self, model: ModelShape, length: int) -> float:
-        """Of each entry of the state: decay 1, read S^T k 2, write k (..)^T 2, output S^T q 2."""
+        """For each entry of the state: decay 1, read S^T k 2, write k (..)^T 2, output S^T q 2."""
         return self.product_flops(model) + 7.0 * self.sizes(model)[1] * self.head_dim
 
     def activation_elements(self, model: ModelShape, length: int, packed: bool) -> tuple[float, float]:

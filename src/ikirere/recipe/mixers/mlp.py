@@ -1,4 +1,4 @@
-"""A network over positions in place of attention (TRM-MLP, arXiv 2510.04871, section 4.5)."""
+"""A network over positions instead of attention (TRM-MLP, arXiv 2510.04871, section 4.5)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _positions(model: ModelShape) -> int:
 
 
 class Mlp(MixerSection):
-    """A gated network over all positions in place of attention, in `recursive` models of one sequence length."""
+    """A gated network over all positions instead of attention, in `recursive` models of one sequence length."""
 
     families: ClassVar[tuple[str, ...]] = ("recursive",)
 

@@ -69,9 +69,9 @@ def batches(f: Facts) -> Iterator[Finding]:
 
 @rule
 def fits(f: Facts) -> Iterator[Finding]:
-    room = f.device.memory * (1 - constants.HEADROOM)
+    usable = f.device.memory * (1 - constants.HEADROOM)
     worst = max(f.memory, key=lambda m: m.total)
-    if worst.total > room:
+    if worst.total > usable:
         yield Finding(
             "fits",
             ("hardware.device", worst.where.replace("pretrain/", "pretrain.phases.")),
@@ -81,7 +81,7 @@ def fits(f: Facts) -> Iterator[Finding]:
             f"{gb(f.device.memory)} GB",
         )
     served = f.decode.weights + f.cache.total
-    if served > room * f.recipe.hardware.count:
+    if served > usable * f.recipe.hardware.count:
         yield Finding(
             "fits",
             ("serve.max_num_seqs", "hardware.device"),

@@ -142,7 +142,7 @@ def _sources(recipe: Recipe) -> Iterator[tuple[str, str, str, str | None]]:
 
 
 def _by_name(text: str) -> tuple[str, str | None]:
-    """The split is the one that the name says, where it says exactly one."""
+    """The split is the one that is in the name, where exactly one is."""
     words = set(_fold(text).split("-"))
     splits = [s for s in _SPLITS if s in words]
     return text, splits[0] if len(splits) == 1 else None
@@ -161,7 +161,7 @@ def _meet(
     one: str, wanted_split: str, inside: set[str], text: str, split: str | None
 ) -> tuple[str, bool] | None:
     if one in inside or (one not in _ALIASES and f"-{one}-" in f"-{_fold(text)}-"):
-        # A training split is presumed apart from the evaluated one unless that is named too.
+        # A training split is presumed disjoint from the evaluated one unless that is named too.
         training = split in ("train", "training")
         if _same(split, wanted_split, default=not training):
             return f"the source is the evaluated split ({split or 'it names no split'})", True

@@ -20,13 +20,13 @@ def shrink_data(draft: RecipeDraft, recipe: Recipe) -> None:
     """Shrink `data`: same domains, little text."""
     standing_in = [i for i, s in enumerate(recipe.data.sources) if not _readable(s)]
     kinds = {i: "code" if recipe.data.sources[i].domain in CODE_DOMAINS else "docs" for i in standing_in}
-    dealt: dict[str, int] = {}
+    used: dict[str, int] = {}
     for i, source in enumerate(recipe.data.sources):
         key = f"data.sources.{i}"
         if i in kinds:
             kind = kinds[i]
-            dealt[kind] = dealt.get(kind, 0) + 1
-            part = f"{dealt[kind]}/{list(kinds.values()).count(kind)}"
+            used[kind] = used.get(kind, 0) + 1
+            part = f"{used[kind]}/{list(kinds.values()).count(kind)}"
             draft.set(key, _environment(source, kind, part), "no mirror here: text of the Python environment")
         elif isinstance(source, Hub):
             name = f"{source.domain}-mirror-{i}"

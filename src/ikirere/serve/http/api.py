@@ -235,9 +235,9 @@ def serve(
 ) -> None:
     """Serve a run's model, or a Hugging Face folder, until SIGINT or SIGTERM.
 
-    host, port, max_num_seqs and max_model_len default to the `serve` section of the run's recipe. notice: a line printed first
-    and shown by /health, such as that the model is stale. Raises UserError where there is no model at `path` or the port
-    cannot be had; the port is tried first.
+    host, port, max_num_seqs and max_model_len default to the `serve` section of the run's recipe. notice: a line
+    printed first and shown by /health, such as that the model is stale. Raises UserError where there is no model at
+    `path` or the port cannot be had; the port is tried first.
     """
     find_model(path)
     settings = serve_settings(path)

@@ -100,7 +100,7 @@ def mirror_files(name: str) -> list[Path]:
 
 
 def content_fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
-    """Of the files of a set on this machine; '' where there are none."""
+    """Hash of the files of a set on this machine; '' where there are none."""
     name = resolve(spec)
     if name.startswith(PATH):
         path = expand(name.removeprefix(PATH).partition("#")[0], KEY, recipe_folder)
@@ -110,7 +110,7 @@ def content_fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
 
 
 def fingerprint(spec: str, recipe_folder: Path = Path()) -> str:
-    """Of what a set is read from; `missing` where it is not here and the hub cannot be asked."""
+    """Hash of what a set is read from; `missing` where it is not here and the hub cannot be asked."""
     if content := content_fingerprint(spec, recipe_folder):
         return content
     name = resolve(spec)
@@ -146,7 +146,7 @@ def file_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def ending(path: Path) -> str:
-    """Of the file's name, without that of its compression."""
+    """The ending of the file's name, without that of its compression."""
     return path.with_suffix("").suffix if path.suffix in OPENERS else path.suffix
 
 

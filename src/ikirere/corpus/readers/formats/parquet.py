@@ -62,7 +62,7 @@ def parquet_documents(path: Path, shown: str, mapper: RowMapper, skipped: Skippe
 
 
 def _no_index(handle: BufferedIOBase, shown: str) -> tuple[str, str]:
-    """Of a file that is not read: its name and why."""
+    """Name of a file that is not read, and the reason."""
     handle.seek(0)
     head = handle.read(len(MAGIC))
     if not head:

@@ -15,7 +15,7 @@ def grid_text(grid: Grid) -> str:
 
 
 def to_grid(cells: Sequence[Sequence[int]]) -> Grid:
-    """Of lists of colours. Raises ValueError for what is no rectangle of colours 0 to 9 with sides of 1 to 30."""
+    """Lists of colours as a grid. Raises ValueError unless a rectangle of colours 0 to 9 with sides of 1 to 30."""
     rows = tuple("".join(map(str, row)) for row in cells)
     if not 1 <= len(rows) <= LONGEST_SIDE or not 1 <= len(rows[0]) <= LONGEST_SIDE:
         raise ValueError("sides are from 1 to 30")

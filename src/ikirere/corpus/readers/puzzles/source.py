@@ -91,7 +91,7 @@ class PuzzleSource:
         return random.Random(f"{self.config.seed}/{generator.name}/{name}")
 
     def fingerprint(self) -> str:
-        """Of the Python release."""
+        """Hash of the Python release."""
         return hashlib.sha256(repr(sys.version_info[:2]).encode()).hexdigest()
 
     def size(self) -> int:
