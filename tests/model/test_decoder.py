@@ -44,9 +44,9 @@ def generator(seed: int) -> torch.Generator:
 def packed(lengths: list[int], total: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """One row of documents of the given lengths, padded with document -1 to `total`."""
     ids = [i for i, n in enumerate(lengths) for _ in range(n)] + [-1] * (total - sum(lengths))
-    places = [j for n in lengths for j in range(n)] + list(range(total - sum(lengths)))
+    positions = [j for n in lengths for j in range(n)] + list(range(total - sum(lengths)))
     tokens = torch.randint(0, 61, (1, total), generator=generator(seed))
-    return tokens, torch.tensor([places]), torch.tensor([ids])
+    return tokens, torch.tensor([positions]), torch.tensor([ids])
 
 
 @pytest.mark.parametrize("lengths", [[1, 2, 5, 3], [130, 128, 1, 40], [256, 44], [300]])
@@ -79,18 +79,18 @@ def test_packed_gradients_equal_those_of_separate_documents() -> None:
 
 
 @settings(max_examples=25, deadline=None)
-@given(cuts=st.sets(st.integers(1, 39)), place=st.integers(0, 39))
-def test_a_token_reaches_only_later_places_of_its_document(cuts: set[int], place: int) -> None:
+@given(cuts=st.sets(st.integers(1, 39)), position=st.integers(0, 39))
+def test_a_token_reaches_only_later_positions_of_its_document(cuts: set[int], position: int) -> None:
     model = Decoder(config())
     documents = torch.tensor([[sum(c <= i for c in cuts) for i in range(40)]])
     tokens = torch.randint(0, 60, (1, 40), generator=generator(3))
     other = tokens.clone()
-    other[0, place] += 1
+    other[0, position] += 1
     with torch.no_grad():
         moved = (model(tokens, None, documents) != model(other, None, documents)).any(-1)[0]
-    own = documents[0] == documents[0, place]
-    own[:place] = False
-    assert moved[place]
+    own = documents[0] == documents[0, position]
+    own[:position] = False
+    assert moved[position]
     assert not moved[~own].any()
 
 

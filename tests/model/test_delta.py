@@ -143,10 +143,10 @@ def test_short_convolution_within_documents(size: int) -> None:
     def plain(piece: Tensor) -> Tensor:
         return F.silu(F.conv1d(F.pad(piece.mT, (size - 1, 0)), weight, groups=5)).mT
 
-    places = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
+    positions = torch.cat([torch.arange(n) for n in lengths]).expand(2, -1)
     cases = (
         (conv(x), plain(x)),
-        (conv(x, None, places), torch.cat([plain(p) for p in x.split(lengths, 1)], 1)),
+        (conv(x, None, positions), torch.cat([plain(p) for p in x.split(lengths, 1)], 1)),
     )
     for ours, expected in cases:
         torch.testing.assert_close(ours, expected)
@@ -160,9 +160,9 @@ def test_short_convolution_with_a_tail_and_documents() -> None:
     conv = ShortConv(5, 4)
     conv.init_weights(r)
     x = torch.randn(1, 12, 5, generator=r)
-    places = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2]])
-    whole = conv(x, None, places)
-    torch.testing.assert_close(conv(x[:, 5:], x[:, 2:5], places[:, 5:]), whole[:, 5:])
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5, 6, 0, 1, 0, 1, 2]])
+    whole = conv(x, None, positions)
+    torch.testing.assert_close(conv(x[:, 5:], x[:, 2:5], positions[:, 5:]), whole[:, 5:])
 
 
 @pytest.mark.parametrize("cut", [1, 2, 5])

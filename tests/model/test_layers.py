@@ -74,14 +74,14 @@ def test_rms_norm_keeps_the_input_dtype(weight: str, dtype: str) -> None:
     torch.testing.assert_close(y.float(), formula(x.float(), norm.weight.float(), 1e-5), atol=0.03, rtol=0.02)
 
 
-def test_rope_turns_each_pair_by_its_angle() -> None:
+def test_rope_rotates_each_pair_by_its_angle() -> None:
     rope = Rope(RopeSpec(8), 100, 1000.0)
     x = torch.randn(1, 3, 2, 8, generator=torch.Generator().manual_seed(0))
-    places = torch.tensor([[0, 7, 99]])
-    y = rotate(x, *rope(places))
-    for t, place in enumerate((0, 7, 99)):
+    positions = torch.tensor([[0, 7, 99]])
+    y = rotate(x, *rope(positions))
+    for t, position in enumerate((0, 7, 99)):
         for i in range(4):
-            angle = place * 1000.0 ** (-2 * i / 8)
+            angle = position * 1000.0 ** (-2 * i / 8)
             a, b = x[0, t, :, i], x[0, t, :, i + 4]
             torch.testing.assert_close(y[0, t, :, i], a * math.cos(angle) - b * math.sin(angle))
             torch.testing.assert_close(y[0, t, :, i + 4], b * math.cos(angle) + a * math.sin(angle))

@@ -108,7 +108,7 @@ def test_starts_as_published() -> None:
 
 
 def test_every_place_sees_both_ways() -> None:
-    """The halting place sees the last token in a core of KDA alone, and the last token the first."""
+    """The halting position sees the last token in a core of KDA alone, and the last token the first."""
     model = made("kda", num_hidden_layers=1)
     with torch.no_grad():
         model.halt_head.weight.normal_()

@@ -122,8 +122,8 @@ def test_rotation_is_multiplication_of_complex_numbers() -> None:
     x = torch.randn(2, 2, 3, 8)
     y = rotate(x, *rope(positions))
     angles = positions.double()[..., None, None] * 100.0 ** (-torch.arange(4).double() / 4)
-    turned = torch.complex(x[..., :4].double(), x[..., 4:].double()) * torch.exp(1j * angles)
-    torch.testing.assert_close(y.double(), torch.cat((turned.real, turned.imag), -1), atol=1e-5, rtol=0)
+    rotated = torch.complex(x[..., :4].double(), x[..., 4:].double()) * torch.exp(1j * angles)
+    torch.testing.assert_close(y.double(), torch.cat((rotated.real, rotated.imag), -1), atol=1e-5, rtol=0)
 
 
 def test_without_a_bound_each_position_is_turned_twice() -> None:

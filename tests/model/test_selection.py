@@ -36,18 +36,21 @@ def written_out(q: Tensor, k: Tensor, logits: Tensor, documents: list[list[int]]
     for row, lengths in enumerate(documents):
         begin = 0
         for length in lengths:
-            for place in range(length):
-                whole = max(0, place - (CHUNK - 1)) // STRIDE
+            for position in range(length):
+                whole = max(0, position - (CHUNK - 1)) // STRIDE
                 if whole < 2:
                     continue
                 for head in range(k.shape[1]):
-                    keys = k[row, head, begin : begin + place + 1]
-                    mine = q[row, begin + place, head * group : (head + 1) * group]
+                    keys = k[row, head, begin : begin + position + 1]
+                    mine = q[row, begin + position, head * group : (head + 1) * group]
                     p = (mine @ keys.T * scale).softmax(-1).mean(0).detach()
                     blocks = [slice(b * STRIDE, (b + 1) * STRIDE) for b in range(whole)]
                     wanted = torch.stack([p[b].sum() for b in blocks])
                     pooled = torch.stack(
-                        [logits[row, head, begin : begin + place + 1][b].softmax(0) @ keys[b] for b in blocks]
+                        [
+                            logits[row, head, begin : begin + position + 1][b].softmax(0) @ keys[b]
+                            for b in blocks
+                        ]
                     )
                     found = (mine.mean(0) @ pooled.T * scale).log_softmax(0)
                     share = wanted / wanted.sum()

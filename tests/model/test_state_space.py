@@ -112,7 +112,7 @@ def test_state_settings_that_cannot_be(name: str, settings_: dict[str, Any], wor
         Decoder(config)
 
 
-def test_retention_without_turns() -> None:
+def test_retention_without_rope() -> None:
     config = shape("retention", rope=False, head_dim=9)
     model = Decoder(config)
     assert len(model.ropes) == 0

@@ -40,8 +40,8 @@ def ids(batch: int, length: int) -> Tensor:
     return torch.randint(0, 50, (batch, length), generator=torch.Generator().manual_seed(length))
 
 
-def turned(x: Tensor, position: Tensor) -> Tensor:
-    """x [..., D] turned by positions of the shape [...], fp64."""
+def rotated(x: Tensor, position: Tensor) -> Tensor:
+    """x [..., D] rotated by positions of the shape [...], fp64."""
     half = x.shape[-1] // 2
     angle = position.double()[..., None] * 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
     a, b = x.double().split(half, -1)
@@ -49,23 +49,30 @@ def turned(x: Tensor, position: Tensor) -> Tensor:
 
 
 def oracle(
-    q: Tensor, k: Tensor, v: Tensor, places: Tensor, documents: Tensor, window: int, sinks: int, logits: Any
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    positions: Tensor,
+    documents: Tensor,
+    window: int,
+    sinks: int,
+    logits: Any,
 ) -> Tensor:
-    """Every pair by itself: the query stands where the cache's newest token stands, the key at its own place there."""
+    """Every pair by itself, with the positions that its query and key have in the cache of the query's time."""
     length = q.shape[2]
     k, v = (t.repeat_interleave(q.shape[1] // k.shape[1], 1) for t in (k, v))
-    i, j = places[:, :, None], places[:, None, :]
+    i, j = positions[:, :, None], positions[:, None, :]
     order = torch.arange(length)
     seen = (order[None, :] <= order[:, None])[None] & (documents[:, :, None] == documents[:, None, :])
     seen = seen & ((i - j < window) | (j < sinks))
     # The cache of query i: sinks at 0 .. sinks - 1, then the window's tokens; all in order while nothing was dropped.
     dropped = (i - (sinks + window - 1)).clamp_min(0)
     place_of_query, place_of_key = (i - dropped).expand_as(seen), torch.where(j < sinks, j, j - dropped)
-    a = turned(
+    a = rotated(
         q[:, :, :, None].expand(-1, -1, -1, length, -1),
         place_of_query[:, None].expand(-1, q.shape[1], -1, -1),
     )
-    b = turned(
+    b = rotated(
         k[:, :, None].expand(-1, -1, length, -1, -1), place_of_key[:, None].expand(-1, q.shape[1], -1, -1)
     )
     scores = (a * b).sum(-1) * q.shape[-1] ** -0.5
@@ -79,7 +86,7 @@ def oracle(
 @pytest.mark.parametrize(
     ("length", "window", "sinks"), [(150, 20, 3), (140, 130, 4), (60, 1, 2), (40, 9, 12), (9, 9, 2)]
 )
-def test_renumbered_sinks_equal_turns_of_every_pair(
+def test_renumbered_sinks_equal_rotations_of_every_pair(
     length: int, window: int, sinks: int, learned: bool
 ) -> None:
     torch.manual_seed(length)
@@ -87,19 +94,19 @@ def test_renumbered_sinks_equal_turns_of_every_pair(
     logits = torch.randn(4, requires_grad=True) if learned else None
     documents = torch.zeros(2, length, dtype=torch.long)
     documents[1, length // 4 :] = 1
-    places = torch.arange(length).repeat(2, 1)
-    places[1, length // 4 :] -= length // 4
+    positions = torch.arange(length).repeat(2, 1)
+    positions[1, length // 4 :] -= length // 4
     rope = Rope(RopeSpec(8, last=window + sinks - 1), 1, 10_000.0)
-    cos, sin = rope(places)
+    cos, sin = rope(positions)
 
     def ours(*leaves: Tensor) -> Tensor:
         near = [rotate(t.transpose(1, 2), cos[:, :, :1], sin[:, :, :1]).transpose(1, 2) for t in leaves[:2]]
         far = rotate(leaves[0].transpose(1, 2), cos[:, :, 1:], sin[:, :, 1:]).transpose(1, 2)
         more = leaves[3] if learned else None
-        return window_attend(near[0], near[1], leaves[2], places, documents, window, sinks, more, far)
+        return window_attend(near[0], near[1], leaves[2], positions, documents, window, sinks, more, far)
 
     leaves = [q, k, v] + ([logits] if logits is not None else [])
-    got, expected = ours(*leaves), oracle(q, k, v, places, documents, window, sinks, logits)
+    got, expected = ours(*leaves), oracle(q, k, v, positions, documents, window, sinks, logits)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     weight = torch.randn_like(got)
     for a, b in zip(
@@ -109,16 +116,16 @@ def test_renumbered_sinks_equal_turns_of_every_pair(
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
 
 
-def test_a_renumbered_layer_equals_turns_of_every_pair() -> None:
+def test_a_renumbered_layer_equals_rotations_of_every_pair() -> None:
     model = lively(streaming())
     mixer = model.layers[0].mixer
     assert isinstance(mixer, WindowAttention)
-    x, places = torch.randn(2, 70, 32), torch.arange(70).expand(2, -1)
-    rope_tables = tuple(rope(places) for rope in model.ropes)
+    x, positions = torch.randn(2, 70, 32), torch.arange(70).expand(2, -1)
+    rope_tables = tuple(rope(positions) for rope in model.ropes)
     with torch.no_grad():
         q, k, v = (t.transpose(1, 2) for t in mixer.heads_of(x))
-        y = oracle(q, k, v, places, torch.zeros_like(places), 9, 3, None)
-        got = mixer(x, ForwardContext(places, rope_tables, None, None, causal=True))
+        y = oracle(q, k, v, positions, torch.zeros_like(positions), 9, 3, None)
+        got = mixer(x, ForwardContext(positions, rope_tables, None, None, causal=True))
     torch.testing.assert_close(got, mixer.o_proj(y.flatten(2)), rtol=1e-5, atol=1e-5)
 
 
@@ -183,10 +190,12 @@ def test_far_streams_repeat_what_near_ones_say() -> None:
     x, far = torch.randn(1, 12, 32), 10**6
     found = []
     for shift in (0, far):
-        places = torch.arange(12)[None] + torch.where(torch.arange(12) < 3, 0, shift)
-        rope_tables = (Rope(RopeSpec(8, last=11), 1, 10_000.0)(places),)
-        q, k, v, last = mixer.project_twice(x, ForwardContext(places, rope_tables, None, None, causal=True))
-        context = torch.cat((places[:, :0], places), 1)
+        positions = torch.arange(12)[None] + torch.where(torch.arange(12) < 3, 0, shift)
+        rope_tables = (Rope(RopeSpec(8, last=11), 1, 10_000.0)(positions),)
+        q, k, v, last = mixer.project_twice(
+            x, ForwardContext(positions, rope_tables, None, None, causal=True)
+        )
+        context = torch.cat((positions[:, :0], positions), 1)
         found.append(mixer._continue(q[:, :, -1:], k, v, context[:, :-1], context[:, -1:], last[:, :, -1:]))
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
@@ -206,11 +215,11 @@ def test_half_precision_does_not_round_what_sinks_weigh() -> None:
     torch.manual_seed(0)
     q, far, k, v = (2.5 * torch.randn(1, h, 64, 16) for h in (4, 4, 2, 2))
     q, far, k, v = (t.bfloat16() for t in (q, far, k, v))
-    places = torch.arange(64)[None]
+    positions = torch.arange(64)[None]
     seen = torch.ones(1, 64, 64, dtype=torch.bool).tril()
 
     def answer(dtype: torch.dtype) -> Tensor:
-        block = meeting_sinks(*(t.to(dtype) for t in (q, k, v, far)), seen, places, 8)
+        block = meeting_sinks(*(t.to(dtype) for t in (q, k, v, far)), seen, positions, 8)
         return attend(*block, seen[:, None], False)[..., :16].float()
 
     exact = answer(torch.float32)

@@ -33,7 +33,7 @@ PATTERNS = ["kda*3 mla", "mla", "kda mla", "mla kda*2", "kda*2 mla kda mla"]
 
 
 def shape(seed: int) -> ModelConfig:
-    """A random shape, every setting told. Among 10 seeds: all patterns, head counts and widths of every
+    """A random shape, every setting given. Among 10 seeds: all patterns, head counts and widths of every
     relation."""
     r = random.Random(seed)
     heads = r.randint(1, 3)
@@ -224,7 +224,7 @@ def test_kimi_generates_what_ours_ranks_first(tmp_path: Path) -> None:
 
 
 def test_kimi_configuration(tmp_path: Path) -> None:
-    """What other readers of the class go by (vLLM, llama.cpp), and defaults that are told in full."""
+    """What other readers of the class go by (vLLM, llama.cpp), and defaults that are written in full."""
     config = dataclasses.replace(
         shape(0), head_dim=8, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=4, mixers={}
     )

@@ -61,7 +61,7 @@ def swiglu(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     return (gate * torch.sigmoid(gate) * up) @ w[f"{name}.down_proj.weight"].T
 
 
-def turned(x: Tensor) -> Tensor:
+def rotated(x: Tensor) -> Tensor:
     """RoPE, half-split, base 10,000: x [B, P, H, D]."""
     size, half = x.shape[-1], x.shape[-1] // 2
     out = torch.empty_like(x)
@@ -75,35 +75,35 @@ def turned(x: Tensor) -> Tensor:
 
 def attention(w: dict[str, Tensor], name: str, x: Tensor, keep: Tensor) -> Tensor:
     """keep: bool [P], False on padding."""
-    batch, places, _ = x.shape
-    q, k, v = ((x @ w[f"{name}.{n}_proj.weight"].T).view(batch, places, 4, 8) for n in "qkv")
-    scores = torch.einsum("bihd,bjhd->bhij", turned(q), turned(k)) / math.sqrt(8)
+    batch, length, _ = x.shape
+    q, k, v = ((x @ w[f"{name}.{n}_proj.weight"].T).view(batch, length, 4, 8) for n in "qkv")
+    scores = torch.einsum("bihd,bjhd->bhij", rotated(q), rotated(k)) / math.sqrt(8)
     scores = scores.masked_fill(keep[:, None] != keep[None, :], -torch.inf)
     y = torch.einsum("bhij,bjhd->bihd", scores.softmax(-1), v)
-    return y.reshape(batch, places, 32) @ w[f"{name}.o_proj.weight"].T
+    return y.reshape(batch, length, 32) @ w[f"{name}.o_proj.weight"].T
 
 
 def kda_one_way(w: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
     """Kimi Delta Attention token by token, x [B, P, 32] of real tokens in reading order."""
-    batch, places, _ = x.shape
+    batch, length, _ = x.shape
 
     def conv(t: Tensor, which: str) -> Tensor:
         kernel = w[f"{name}.{which}_conv.weight"].view(32, 4)
         out = torch.zeros_like(t)
         for j in range(4):
             back = 3 - j
-            out[:, back:] = out[:, back:] + t[:, : places - back] * kernel[:, j]
-        return (out * torch.sigmoid(out)).view(batch, places, 4, 8)
+            out[:, back:] = out[:, back:] + t[:, : length - back] * kernel[:, j]
+        return (out * torch.sigmoid(out)).view(batch, length, 4, 8)
 
     q, k, v = (conv(x @ w[f"{name}.{n}_proj.weight"].T, n) for n in "qkv")
     q, k = (t / (t.pow(2).sum(-1, keepdim=True) + 1e-6).sqrt() for t in (q, k))
     q = q / math.sqrt(8)
     raw = x @ w[f"{name}.f_a_proj.weight"].T @ w[f"{name}.f_b_proj.weight"].T + w[f"{name}.dt_bias"]
-    decay = torch.exp(-w[f"{name}.A_log"].exp()[:, None] * torch.log1p(raw.exp()).view(batch, places, 4, 8))
+    decay = torch.exp(-w[f"{name}.A_log"].exp()[:, None] * torch.log1p(raw.exp()).view(batch, length, 4, 8))
     beta = torch.sigmoid(x @ w[f"{name}.b_proj.weight"].T)
     state = x.new_zeros(batch, 4, 8, 8)
     out = []
-    for t in range(places):
+    for t in range(length):
         state = decay[:, t, :, :, None] * state
         wrong = v[:, t] - torch.einsum("bhkv,bhk->bhv", state, k[:, t])
         state = state + beta[:, t, :, None, None] * torch.einsum("bhk,bhv->bhkv", k[:, t], wrong)
@@ -159,19 +159,19 @@ def published_loss(logits: Tensor, q: Tensor, labels: Tensor) -> Tensor:
     """Per sequence the mean of -log stablemax in fp64, plus half the cross-entropy of q against an exact match."""
     total = torch.zeros((), dtype=torch.float64)
     for row, said, wanted in zip(logits.double(), q, labels):
-        places = [i for i in range(len(wanted)) if wanted[i] != -100]
+        labelled = [i for i in range(len(wanted)) if wanted[i] != -100]
         nats = []
-        for i in places:
+        for i in labelled:
             s = torch.stack([v + 1 if v >= 0 else 1 / (1 - v) for v in row[i]])
             nats.append(-torch.log(s[wanted[i]] / s.sum()))
-        right = all(int(row[i].argmax()) == int(wanted[i]) for i in places)
+        right = all(int(row[i].argmax()) == int(wanted[i]) for i in labelled)
         p = torch.sigmoid(said.double())
         total = total + torch.stack(nats).mean() - 0.5 * torch.log(p if right else 1 - p)
     return total / len(labels)
 
 
 def example(padding: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]:
-    """tokens, labels, puzzles, document ids, and which of all places are real."""
+    """tokens, labels, puzzles, document ids, and which of all positions are real."""
     generator = torch.Generator().manual_seed(1)
     tokens = torch.randint(0, 13, (3, 21), generator=generator)
     labels = torch.randint(0, 13, (3, 21), generator=generator)
@@ -202,14 +202,14 @@ def test_two_supervision_steps_are_as_published(
     answers = model(tokens, ids, puzzles, all_steps=True)
 
     trainer = RecursiveTrainer(model, rows=3, length=21)
-    places = torch.arange(21).expand(3, 21)
+    positions = torch.arange(21).expand(3, 21)
     x = embedded(w, tokens, puzzles)
     y, z = (s.expand(3, 25, 32) for s in (model.y0, model.z0))
     for step in range(2):
         fresh = torch.full((3,), step == 0)
         extras = {"row": torch.arange(3), "fresh": fresh, "least": torch.full((3,), 2), "puzzle": puzzles}
         model.zero_grad()
-        loss, _ = DeepSupervision()(trainer, Batch(tokens, labels, places, ids, extras))
+        loss, _ = DeepSupervision()(trainer, Batch(tokens, labels, positions, ids, extras))
         loss.backward()
         trainer.after_step()
 

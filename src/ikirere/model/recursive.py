@@ -56,7 +56,7 @@ class CoreBlock(nn.Module):
         the size that one direction has, so the norm after it weighs x and its update as in a causal core.
 
         Padding, at the row's end, comes first in reverse. It is a document of its own there (id -1), and a mixer
-        starts anew with each document.
+        starts from an empty state with each document.
         """
         ids = context.document_ids
         doubled = None if ids is None else torch.cat((ids, ids.flip(1)))
@@ -176,7 +176,7 @@ class RecursiveModel(Network):
         return self.y0.to(x.dtype).expand_as(x), self.z0.to(x.dtype).expand_as(x)
 
     def core(self, x: Tensor, context: ForwardContext) -> Tensor:
-        """One call of the network, [B, P, hidden_size] -> the same shape. Mixers with a state begin anew."""
+        """One call of the network, [B, P, hidden_size] -> the same shape. Mixers with a state start from an empty one."""
         for block in self.layers:
             x = block(x, context)
         return x

@@ -206,7 +206,7 @@ def _measure_outdated(
     milestones: Milestones,
     trainer: nn.Module,
 ) -> None:
-    """Milestones that the recipe now wants measured otherwise are measured from their checkpoints, if they are kept."""
+    """Measures milestones again whose text or comparison the recipe changed, from their checkpoints where these are kept."""
     tensors = {f"model/{name}": tensor for name, tensor in trainer.state_dict().items()}
 
     def model_at(milestone: Milestone) -> Any | None:

@@ -96,6 +96,7 @@ class LineDecoder:
         return tuple(indent.decode() for indent in self._open), self._unit.decode()
 
     def text(self, data: bytes) -> bytes:
+        """The bytes that an ordinary id with these bytes completes."""
         if not self._opening:
             return data
         own = data.lstrip(b" \t")
@@ -107,10 +108,12 @@ class LineDecoder:
         return indent + self._release() + data
 
     def newline(self) -> bytes:
+        """The bytes that `<nl>` completes."""
         self._opening = True
         return self._release() + b"\n"
 
     def indent(self) -> bytes:
+        """Opens a block; completes no bytes."""
         if len(self._open) < DEEPEST:
             if 0 < len(self._held) <= WIDEST:
                 self._unit = self._release()
@@ -118,6 +121,7 @@ class LineDecoder:
         return b""
 
     def dedent(self) -> bytes:
+        """Closes a block; completes no bytes."""
         if self._open:
             self._open.pop()
         return b""

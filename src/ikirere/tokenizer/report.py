@@ -3,7 +3,7 @@
 A row is what one vocabulary made of one document, counts only; every figure is a sum of counts or a ratio of two, so
 that it can be derived again from the rows. Intervals are a bootstrap over documents (Efron 1979): the same documents
 are drawn for all vocabularies, so that the interval of a difference is a paired one. It takes documents as independent
-and says nothing about other kinds of text.
+and does not cover other kinds of text.
 """
 
 from __future__ import annotations

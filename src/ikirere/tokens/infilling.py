@@ -148,7 +148,7 @@ class _Domain:
         self.key = zlib.crc32(name.encode())
 
     def row(self, ordinal: int, phase: int, seed: int, blanks: SpanMasker) -> Example:
-        """The ordinal-th row of a phase; the order is drawn anew for each epoch."""
+        """The ordinal-th row of a phase; each epoch has an order of its own."""
         epoch, index = divmod(ordinal, int(self.ends[-1]))
         secret = keyed(abs(seed), phase, self.key, epoch)
         at = int(permuted(np.array([index]), self.ends[-1:], secret)[0])

@@ -28,7 +28,7 @@ AHEAD = 1 << 22  # positions located at once: finding one row costs about as muc
 
 
 class Stretch(Protocol):
-    """So many steps of rows of one length."""
+    """A number of steps with rows of one length (tokens); batch_size: rows per step over all ranks."""
 
     @property
     def steps(self) -> int: ...
@@ -331,6 +331,7 @@ class PackedLoader:
         self.step = step
 
     def state_dict(self) -> dict[str, Any]:
+        """Step and fingerprint of the batches before it, JSON-able."""
         return {"step": self.step, "fingerprint": self.fingerprint(self.step)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

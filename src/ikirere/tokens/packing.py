@@ -44,6 +44,7 @@ class Layout:
 
     @property
     def total(self) -> int:
+        """Number of rows in all groups."""
         return int(self.rows.sum())
 
 
@@ -164,7 +165,7 @@ class _Plan:
         self.stream, self.length = stream, length
         offsets = stream.shard.offsets
         if leg.start == 0 and leg.tail == leg.stop == stream.total:
-            documents = stream.documents  # in any order: each has its slot drawn anew in every epoch
+            documents = stream.documents  # in any order: each epoch draws their slots
             self.head, self.head_offset = -1, 0
             sizes = offsets[documents + 1] - offsets[documents]
             alone = 0

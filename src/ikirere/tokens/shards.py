@@ -101,6 +101,7 @@ class Shard:
 
     @property
     def total_tokens(self) -> int:
+        """Tokens of all documents, <eos> included."""
         return int(self.offsets[-1])
 
 

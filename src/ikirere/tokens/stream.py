@@ -24,6 +24,7 @@ class LruCache:
         self.kept: OrderedDict[Hashable, object] = OrderedDict()
 
     def get(self, key: Hashable, make: Callable[[], Value]) -> Value:
+        """The value kept under `key`, else that of `make()`, which is then kept."""
         if key not in self.kept:
             self.kept[key] = make()
         self.kept.move_to_end(key)
@@ -81,6 +82,7 @@ class DocumentStream:
         self.rows_of_epoch: dict[int, int] = {}  # best-fit rows, by their length
 
     def rng(self, *more: int) -> np.random.Generator:
+        """A generator seeded by the stream's seed and name, and `more` (each at least 0)."""
         return np.random.default_rng([*self.key, *more])
 
     def epoch(self, number: int) -> tuple[np.ndarray, np.ndarray]:

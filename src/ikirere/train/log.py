@@ -19,7 +19,7 @@ Scalar = tuple[str, Tensor, float]
 
 
 class Log:
-    """Appends rows to a JSONL file. Timings apart, rows depend on the steps only."""
+    """Appends rows to a JSONL file. Except for timings, rows depend on the steps only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -59,6 +59,7 @@ class Log:
             os.fsync(self._handle.fileno())
 
     def close(self) -> None:
+        """Closes the file; the next `write` opens it again."""
         if self._handle is not None:
             self._handle.close()
             self._handle = None
@@ -100,6 +101,7 @@ class Meter:
         self.sums, self.count = {}, 0
 
     def state_dict(self) -> dict[str, Any]:
+        """The sums and the number of steps in them, JSON-able."""
         return {"sums": self.values(), "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any], device: torch.device) -> None:

@@ -123,7 +123,7 @@ def _fill_adam(part: torch.optim.AdamW) -> None:
     """The state that AdamW would make at its first step."""
     for parameter in _all(part.param_groups):
         part.state[parameter] = {
-            # The fused kernel wants the counter beside the weights.
+            # The fused kernel needs the counter on the device of the weights.
             "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
             "exp_avg": torch.zeros_like(parameter, memory_format=torch.preserve_format),
             "exp_avg_sq": torch.zeros_like(parameter, memory_format=torch.preserve_format),

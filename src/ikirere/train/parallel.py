@@ -53,7 +53,7 @@ class World:
 def world_of(mode: str) -> World:
     """The ranks of this run from the environment that torchrun sets, connected on the first call.
 
-    Raises UserError where several processes run but the recipe says `parallel: none`.
+    Raises UserError where several processes run but the recipe sets `parallel: none`.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:

@@ -184,7 +184,7 @@ class CarriedRows:
     """A source for `train.loop` that keeps each row's example until the row halts.
 
     halted: which rows are done, `RecursiveTrainer.halted`. exploration: share of examples that must continue for at least
-    U{2..limit} steps, drawn by the example's number; published code draws anew at each step.
+    U{2..limit} steps, drawn by the example's number; the published code draws at each step.
     A phase begins with new examples in all rows and counts its own from 0; rank r takes the numbers r, r + world, ...
     The state is JSON-able: rows are rebuilt from their numbers. Under another number of ranks all rows begin new
     examples. Phases that begin after the state's step may change.
@@ -269,6 +269,7 @@ class CarriedRows:
         return known[1:]
 
     def state_dict(self) -> dict[str, Any]:
+        """Step, numbers of the rows' examples, ranks and fingerprint, JSON-able."""
         return {
             "step": self.step,
             "dealt": self.assigned,

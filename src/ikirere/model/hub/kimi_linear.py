@@ -1,7 +1,7 @@
-"""Kimi Delta Attention beside latent attention, dense: `KimiLinearForCausalLM` (arXiv 2510.26692).
+"""Kimi Delta Attention with latent attention, dense: `KimiLinearForCausalLM` (arXiv 2510.26692).
 
-transformers builds the class at any widths; what it needs is refused or written here. vLLM's class wants in
-addition no q_lora_rank, and takes rms_norm_eps for the latent norm, where transformers and `mla` take 1e-6.
+transformers builds the class at any widths; what it needs is refused or written here. vLLM's class also needs
+q_lora_rank to be absent, and takes rms_norm_eps for the latent norm, where transformers and `mla` take 1e-6.
 """
 
 from __future__ import annotations

@@ -109,7 +109,7 @@ class LatentAttention(Mixer):
         latent, shared = held.split((s.rank, s.shared), dim=-1)
         k, v = self.kv_b_proj(latent).unflatten(-1, (self.heads, -1)).split((s.nope, s.value), dim=-1)
         k = torch.cat((k, shared.unsqueeze(2).expand(-1, -1, self.heads, -1)), dim=-1)
-        # Kernels that hold no square of scores want keys and values of one width: zeros change nothing.
+        # Kernels that hold no [T, S] scores need keys and values of one width: zeros change nothing.
         wider = s.value - (s.nope + s.shared)
         if wider > 0:
             scale = (s.value / (s.nope + s.shared)) ** 0.5  # `attend` divides by the root of the padded width
