@@ -73,7 +73,7 @@ def test_a_new_file_of_data_changes_the_hash(house: Path) -> None:
     assert code.code_hash(COOK, root) != before
 
 
-def test_the_real_runner_reaches_recipe_and_errors_and_no_room() -> None:
+def test_the_real_runner_reaches_recipe_and_errors_and_no_stage_package() -> None:
     from ikirere.programme import runner
 
     reached = code.closure(Path(runner.__file__), "ikirere.programme.runner")

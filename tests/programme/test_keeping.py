@@ -1,4 +1,4 @@
-"""Nothing that was made is lost: what is kept, what is set aside and comes back, what is asked about, what goes on."""
+"""Nothing that was made is lost: what is kept, what is set aside and comes back, what is asked about, what continues."""
 
 from __future__ import annotations
 

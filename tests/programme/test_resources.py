@@ -18,8 +18,8 @@ from ikirere.programme import resources as gauge
 
 before = psutil.Process().memory_info().rss
 with gauge.ResourceMeter() as measured, mmap.mmap(-1, 400 << 20) as block:
-    for place in range(0, len(block), 4096):
-        block[place] = 1
+    for offset in range(0, len(block), 4096):
+        block[offset] = 1
     time.sleep(gauge.INTERVAL + 0.2)
 with gauge.ResourceMeter() as after:
     pass

@@ -1,4 +1,4 @@
-"""Which stages run, which are kept, and what a run leaves behind."""
+"""Which stages run, which are kept, and what a run leaves in its folder."""
 
 from __future__ import annotations
 
@@ -161,7 +161,9 @@ def test_a_missed_gate_stops_after_writing_everything(tmp_path: Path) -> None:
     code, said = go(folder, recipe)
     assert (code, said["numbers"]) == (3, "unchanged, kept"), "a kept result stops the run again"
     code, said = go(folder, toy_recipe(target=0.1, on_miss="stop"))
-    assert (code, said["numbers"]) == (0, "unchanged, kept"), "gates are judged anew without running anything"
+    assert (code, said["numbers"]) == (0, "unchanged, kept"), (
+        "gates are judged again without running anything"
+    )
     assert status(folder)["stages"][0]["gates"][0]["verdict"] == "PASS"
 
 
@@ -266,7 +268,7 @@ def test_results_on_old_inputs_are_stale_at_once(tmp_path: Path) -> None:
     go(folder)
     go(folder, toy_recipe(rows=50), until="numbers")
     assert states(folder) == {"numbers": "done", "square": "stale", "total": "stale"}
-    assert (folder / "total" / "result.json").exists(), "a stale result is told, not deleted"
+    assert (folder / "total" / "result.json").exists(), "a stale result is reported, not deleted"
     _, said = go(folder, toy_recipe(rows=50))
     assert said["numbers"] == "unchanged, kept"
 

@@ -195,7 +195,7 @@ class Square(Stage):
 
 
 class Total(Stage):
-    """Adds up; fails where it is told to."""
+    """Adds up; fails where its settings ask for it."""
 
     name: ClassVar[str] = "total"
     needs: ClassVar[tuple[str, ...]] = ("square", "numbers")

@@ -50,7 +50,7 @@ def held(annotation: Any) -> Classes:
 
 
 class Readers:
-    """`reads`: (section, field) -> places "file:line" that read it. same: names of classes that hold a section's fields
+    """`reads`: (section, field) -> positions "file:line" that read it. same: names of classes that hold a section's fields
     under the same names."""
 
     def __init__(
@@ -80,7 +80,7 @@ class Readers:
             for cls, name in self.reads
             if name == field and (issubclass(cls, owner) or issubclass(owner, cls))
         ]
-        return [place for cls in kin for place in self.reads[cls, field]]
+        return [where for cls in kin for where in self.reads[cls, field]]
 
 
 class _Module:

@@ -177,8 +177,8 @@ def shown(recipe: Recipe) -> str:
 def is_read(path: KeyPath) -> bool:
     """Whether the leaf's key has a reader outside of the schema and the planner: the run, or the rehearsal."""
     holders, key = owners(path)
-    places = [place for cls in holders for place in readers().found(cls, key)]
-    return any(not place.startswith("recipe/") or place.startswith("recipe/rehearse/") for place in places)
+    found = [where for cls in holders for where in readers().found(cls, key)]
+    return any(not where.startswith("recipe/") or where.startswith("recipe/rehearse/") for where in found)
 
 
 def changes(values: str, path: KeyPath, value: Any, before: str) -> bool:

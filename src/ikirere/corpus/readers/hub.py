@@ -76,13 +76,13 @@ class HubSource:
     # ------------------------------------------------------------ reading
 
     def documents(self, skipped: Skipped, say: Say, start: int | SourcePosition = 0) -> Iterator[Document]:
-        said = f"source {self.config.name}:"
+        prefix = f"source {self.config.name}:"
         if (environment := self.environment()) is not None:
-            say(f"{said} code of the Python environment stands in for {self.wanted.name}")
+            say(f"{prefix} code of the Python environment stands in for {self.wanted.name}")
             return environment.documents(skipped, say, start)
         files = self.mirror_files()
         if files is not None:
-            say(f"{said} {len(files)} files of the local mirror stand in for {self.wanted.name}")
+            say(f"{prefix} {len(files)} files of the local mirror stand in for {self.wanted.name}")
             return resume_after(partial(self._mirrored, files), skipped, start)
         if isinstance(start, SourcePosition) and start.row is not None:
             return self._stream(skipped, start.row)
