@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from tests.programme.toys import Lines
 
 from ikirere.errors import UserError
 from ikirere.programme import execute
 from ikirere.programme.metric_names import makes, undeclared
-from ikirere.programme.progress import Reporter, console
 from ikirere.programme.runner import Options
 from ikirere.programme.status import status
 from ikirere.programme.verify import verify
@@ -32,15 +32,6 @@ ELSEWHERE = {
     ),
     "data": ("contaminated", "unchecked", "near_duplicate"),
 }
-
-
-class Lines(Reporter):
-    def __init__(self) -> None:
-        super().__init__(console())
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def go(folder: Path, *overrides: str, options: Options | None = None) -> list[str]:

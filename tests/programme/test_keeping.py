@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.programme.toys import Numbers, Square, load_toy, toy_recipe
+from tests.programme.toys import Lines, Numbers, Square, load_toy, toy_recipe
 
 from ikirere.common.checkpoints import catalogue
 from ikirere.errors import UserError
 from ikirere.programme import commands, execute, ledger, runner
 from ikirere.programme.decisions import Decision
 from ikirere.programme.identity import read_record
-from ikirere.programme.progress import Reporter, console
 from ikirere.programme.runner import Options
 from ikirere.programme.status import status
 from ikirere.programme.verify import verify
@@ -25,15 +24,6 @@ EXPENSIVE = Options(expensive_seconds=0.0)
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
-
-
-class Lines(Reporter):
-    def __init__(self) -> None:
-        super().__init__(console())
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.programme.toys import load_toy, toy_recipe
+from tests.programme.toys import Lines, load_toy, toy_recipe
 
 from ikirere.errors import UserError
 from ikirere.programme import execute, ledger, result, runner
 from ikirere.programme.failures import Failure
-from ikirere.programme.progress import Reporter, console
 from ikirere.programme.status import status
 from ikirere.recipe.schema import Recipe
 from ikirere.recipe.yamlio import parse
@@ -24,17 +23,6 @@ ALL = ("numbers", "square", "total")
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Collecting garbage before each stage takes longer than a toy stage, in a process that has torch."""
     monkeypatch.setattr("ikirere.programme.resources.give_back_memory", lambda: None)
-
-
-class Lines(Reporter):
-    """Keeps what was said."""
-
-    def __init__(self) -> None:
-        super().__init__(console())
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def go(folder: Path, recipe: Recipe | None = None, **options: Any) -> tuple[int, dict[str, str]]:

@@ -20,9 +20,22 @@ from ikirere.errors import UserError
 from ikirere.programme.execute import run
 from ikirere.programme.failures import guard
 from ikirere.programme.metrics import Metric
+from ikirere.programme.progress import Reporter, console
 from ikirere.programme.runner import Options
 from ikirere.programme.stage import Stage, StageContext, StageResult
 from ikirere.recipe.schema import Recipe
+
+
+class Lines(Reporter):
+    """Keeps the lines that a run reports."""
+
+    def __init__(self) -> None:
+        super().__init__(console())
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
 
 SETTINGS: dict[str, Any] = {
     "rows": 40,
