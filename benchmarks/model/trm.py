@@ -173,7 +173,7 @@ def run(
     first, _ = exact(trainer.ema, task, 1)
     return {
         "right": right, "count": count, "first": first, "steps": steps, "cpu_seconds": seconds, "curve": curve,
-        "parameters": model.num_parameters(), "examples": source.dealt, "loss": summary.final_loss,
+        "parameters": model.num_parameters(), "examples": source.assigned, "loss": summary.final_loss,
     }  # fmt: skip
 
 

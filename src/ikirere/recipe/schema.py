@@ -103,7 +103,7 @@ class Model(Section):
                 f"{self.num_key_value_heads}"
             )
         if self.head_size % 2:
-            raise ValueError(f"head_dim {self.head_size} is odd; RoPE turns pairs")
+            raise ValueError(f"head_dim {self.head_size} is odd; RoPE rotates pairs")
         _mixers.period(self.layer_pattern, self.family)
         _ffns.layers(self.ffn_pattern, self.num_hidden_layers)
         for name, values in self.ffns.items():
