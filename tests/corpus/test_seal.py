@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.corpus.build.split_documents import SEAL, divide
+from ikirere.corpus.build.split_documents import SEAL, split_documents
 from ikirere.corpus.document import DOCUMENT_SCHEMA, Document
 from ikirere.corpus.seal import check_seal, make_seal
 from ikirere.errors import UserError
@@ -50,14 +50,14 @@ def test_no_family_is_on_both_sides(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str, str]], share: float
 ) -> None:
     folder = tmp_path_factory.mktemp("divide")
-    divided = divide([part(folder / "a.parquet", rows)], share, folder, lambda line: None)
+    split = split_documents([part(folder / "a.parquet", rows)], share, folder, lambda line: None)
     sides = {n: pq.read_table(folder / f"documents-{n}.parquet").to_pylist() for n in ("train", "heldout")}
     families = {n: {r["family"] for r in found} for n, found in sides.items()}
     assert not families["train"] & families["heldout"]
     assert sum(map(len, sides.values())) == len(rows)
-    assert divided.seal == json.loads((folder / SEAL).read_text())
+    assert split.seal == json.loads((folder / SEAL).read_text())
     check_seal(
-        divided.seal,
+        split.seal,
         {n: side(*((r["id"], r["family"]) for r in found)) for n, found in sides.items()},
         "here",
     )
@@ -65,7 +65,7 @@ def test_no_family_is_on_both_sides(
 
 def test_groups_tied_by_a_family_move_together(tmp_path: Path) -> None:
     tied = [("code", f"g{i}", "tie" if i in (3, 11) else "") for i in range(20)]
-    divide([part(tmp_path / "a.parquet", tied)], 0.3, tmp_path, lambda line: None)
+    split_documents([part(tmp_path / "a.parquet", tied)], 0.3, tmp_path, lambda line: None)
     heldout = {r["group"] for r in pq.read_table(tmp_path / "documents-heldout.parquet").to_pylist()}
     assert heldout and ({"g3", "g11"} <= heldout or not {"g3", "g11"} & heldout)
 
@@ -94,12 +94,12 @@ class Words:
 
 
 def test_shards_check_the_seal_when_they_are_opened(tmp_path: Path) -> None:
-    divided = divide(
+    split = split_documents(
         [part(tmp_path / "a.parquet", [("code", f"g{i}", "") for i in range(9)])], 0.3, tmp_path, print
     )
     files = {n: tmp_path / f"documents-{n}.parquet" for n in ("train", "heldout")}
-    write_shards(files, Words(), tmp_path / "shards", seal=divided.seal)
+    write_shards(files, Words(), tmp_path / "shards", seal=split.seal)
     assert len(open_shards(tmp_path / "shards")) == 2
     with pytest.raises(UserError, match=r"the seal is broken: split heldout has other documents \(0\)"):
-        write_shards({"train": files["train"]}, Words(), tmp_path / "other", seal=divided.seal)
+        write_shards({"train": files["train"]}, Words(), tmp_path / "other", seal=split.seal)
     assert not (tmp_path / "other" / MANIFEST).exists()

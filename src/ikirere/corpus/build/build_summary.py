@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ikirere.corpus.build.manifests import MixtureRow
-from ikirere.corpus.build.split_documents import Divided, DomainRow
+from ikirere.corpus.build.split_documents import DocumentSplit, DomainRow
 from ikirere.corpus.build.step_runner import StepFigures, StepRow
 from ikirere.corpus.build.written_checks import CheckRow
 from ikirere.corpus.seal import SPLITS, documents_file
@@ -79,20 +79,20 @@ class BuildSummary:
     """Everything that is derived from the final documents and the ledgers in `folder`."""
 
     folder: Path
-    divided: Divided
+    split: DocumentSplit
     figures: Sequence[StepFigures]
 
     def counts(self, mixtures: list[MixtureRow], checks: list[CheckRow]) -> Counts:
         return {
-            "domains": self.divided.domains,
+            "domains": self.split.domains,
             "steps": [step.row() for step in self.figures],
             "dropped": self._reasons(),
             "licences": self._licences(),
             "samples": self._samples(),
             "mixtures": mixtures,
             "checks": checks,
-            "notes": self.divided.notes,
-            "seal": self.divided.seal["sha256"],
+            "notes": self.split.notes,
+            "seal": self.split.seal["sha256"],
             "sha256": self._hash(),
         }
 

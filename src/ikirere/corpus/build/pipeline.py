@@ -26,7 +26,7 @@ from ikirere.corpus.build.build_summary import BuildSummary, Counts
 from ikirere.corpus.build.ingest import Read, intact_json, read_sources
 from ikirere.corpus.build.inputs import against_files, external_inputs
 from ikirere.corpus.build.manifests import FOLDER, Weights, rewrite_manifests, write_manifests
-from ikirere.corpus.build.split_documents import DomainRow, divide
+from ikirere.corpus.build.split_documents import DomainRow, split_documents
 from ikirere.corpus.build.step_runner import StepFigures, gather, gather_pass, run_pass
 from ikirere.corpus.build.written_checks import CheckRow, WrittenChecks, unchecked_sets
 from ikirere.corpus.dedup.exact import VERDICTS, ApplyVerdicts, find_repeated
@@ -227,11 +227,11 @@ def build(
     parts = work.rows("first", FIRST, raw)
     parts = work.rows("later", LATER, parts, work.duplicates(parts))
     parts = work.rows("last", LAST, parts)
-    divided = divide(parts, data.heldout, folder, say)
-    _nothing_lost(data, raw, divided.domains, work.figures)
-    made = write_manifests(folder, data, recipe_folder, divided.domains, mixtures)
-    checks = work.checks(divided.domains)
-    counts = BuildSummary(folder, divided, work.figures).counts(made, checks)
+    split = split_documents(parts, data.heldout, folder, say)
+    _nothing_lost(data, raw, split.domains, work.figures)
+    made = write_manifests(folder, data, recipe_folder, split.domains, mixtures)
+    checks = work.checks(split.domains)
+    counts = BuildSummary(folder, split, work.figures).counts(made, checks)
     counts = _finish(folder, key, counts)
     # The texts as they were read stay, so that another filter does not read the sources again.
     for name in ("last", "later", "first", "exact", "near", "models", "checks"):

@@ -38,7 +38,7 @@ class DomainRow(TypedDict):
 
 
 @dataclass
-class Divided:
+class DocumentSplit:
     """Counts by domain, the seal, notes for the user."""
 
     domains: list[DomainRow]
@@ -46,7 +46,9 @@ class Divided:
     notes: list[str]
 
 
-def divide(parts: Sequence[Path], share: float, folder: Path, say: Callable[[str], None]) -> Divided:
+def split_documents(
+    parts: Sequence[Path], share: float, folder: Path, say: Callable[[str], None]
+) -> DocumentSplit:
     """Write documents-train.parquet, documents-heldout.parquet and seal.json.
 
     Groups that near-duplicates tie together count as one group. What is kept in memory is some 300 bytes per document.
@@ -81,7 +83,7 @@ def divide(parts: Sequence[Path], share: float, folder: Path, say: Callable[[str
         }
     )
     write_json(folder / SEAL, seal)
-    return Divided(_domains(entries, sides), seal, notes)
+    return DocumentSplit(_domains(entries, sides), seal, notes)
 
 
 def _side(entries: Sequence[Entry]) -> tuple[np.ndarray, np.ndarray]:
