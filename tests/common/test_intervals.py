@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ikirere.common.intervals import RESAMPLES, bootstrap, inside_noise, wilson
+from ikirere.common.intervals import RESAMPLES, bootstrap, inside_noise, verdict, wilson
 
 QUICK = settings(max_examples=60, deadline=None)
 
@@ -93,3 +93,17 @@ def test_a_target_is_inside_noise_with_the_ends_included(
     target: float, low: float | None, high: float | None, inside: bool
 ) -> None:
     assert inside_noise(target, low, high) is inside
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "op", "found"),
+    [
+        (0.6, 0.55, 0.7, ">=", "PASS"), (0.4, 0.35, 0.45, ">=", "MISS"), (0.4, 0.35, 0.45, "<=", "PASS"),
+        (0.6, 0.4, 0.8, ">=", "INSIDE NOISE"), (0.5, 0.5, 0.5, ">=", "PASS"), (0.5, None, None, ">", "MISS"),
+        (0.5, None, None, "==", "PASS"), (0.5, 0.4, 0.45, "<", "MISS"), (math.nan, 0.4, 0.6, ">=", "MISS"),
+    ],
+)  # fmt: skip
+def test_a_verdict_compares_value_and_target_unless_the_band_holds_it(
+    value: float, low: float | None, high: float | None, op: str, found: str
+) -> None:
+    assert verdict(value, low, high, op, target=0.5) == found
