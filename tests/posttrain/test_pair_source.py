@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -227,3 +228,22 @@ def test_reported_rewards_margins_and_accuracies(monkeypatch: pytest.MonkeyPatch
     nll = (3.0 / 1 + 8.0 / 2 + 5.0 / 4) / 3
     assert float(more["nll_chosen"]) == pytest.approx(nll) and not more["nll_chosen"].requires_grad
     assert float((added - total).detach()) == pytest.approx(0.2 * nll, rel=1e-5)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_log_probabilities_are_taken_in_evaluation_mode_and_the_mode_is_put_back(
+    monkeypatch: pytest.MonkeyPatch, training: bool
+) -> None:
+    model = decoder()
+    seen: list[bool] = []
+    real = model.hidden
+
+    def noting(*args: Any, **named: Any) -> Any:
+        seen.append(model.training)
+        return real(*args, **named)
+
+    monkeypatch.setattr(model, "hidden", noting)
+    model.train(training)
+    pair_logprobs(model, [pair(i) for i in range(3)], PAD)
+    assert seen and not any(seen)
+    assert model.training is training

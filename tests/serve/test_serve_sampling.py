@@ -217,3 +217,10 @@ def test_what_streams_is_what_the_message_says(reasoning: str, content: str, arg
     assert "".join(e.text for e in events if e.kind == "scratchpad") == text[0]
     assert "".join(e.text for e in events if e.kind == "text") == text[1] == parser.message()["content"]
     assert parser.message()["tool_call_error"].startswith("not JSON")
+
+
+def test_a_draw_at_the_very_end_takes_the_last_possible_id() -> None:
+    """Rounding may bring the drawn position past all probability: what was cut off must not be had then."""
+    logits = torch.log(torch.tensor([[0.4, 0.3, 0.2, 0.1]]))
+    for cut, last in (({"top_k": 2}, 1), ({"top_p": 0.5}, 1), ({"top_k": 1}, 0), ({}, 3)):
+        assert sample(logits, [RowSettings(1.0, uniform=1.0, **cut)]) == [last]  # type: ignore[arg-type]
