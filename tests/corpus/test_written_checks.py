@@ -15,7 +15,7 @@ from build_helpers import corpus, documents, questions, text
 
 from ikirere.corpus.build import pipeline, written_checks
 from ikirere.corpus.build.pipeline import build
-from ikirere.corpus.build.split_documents import Divided, divide
+from ikirere.corpus.build.split_documents import DocumentSplit, split_documents
 from ikirere.corpus.build.written_checks import CheckRow
 from ikirere.corpus.parts import read_part, write_table
 from ikirere.recipe.data import Data
@@ -32,7 +32,7 @@ def checks(
 ) -> dict[str, CheckRow]:
     """The checks of a build; with `rewrite` of one whose texts are changed after all steps."""
 
-    def late(parts: Sequence[Path], share: float, out: Path, say: Callable[[str], None]) -> Divided:
+    def late(parts: Sequence[Path], share: float, out: Path, say: Callable[[str], None]) -> DocumentSplit:
         changed = []
         for path in parts:
             table = read_part(path)
@@ -40,7 +40,7 @@ def checks(
             changed.append(folder / path.name)
             index = table.schema.get_field_index("text")
             write_table(table.set_column(index, "text", texts), changed[-1])
-        return divide(changed, share, out, say)
+        return split_documents(changed, share, out, say)
 
     if rewrite is not None:
         monkeypatch.setattr(pipeline, "divide", late)
