@@ -43,7 +43,7 @@ def checks(
         return split_documents(changed, share, out, say)
 
     if rewrite is not None:
-        monkeypatch.setattr(pipeline, "divide", late)
+        monkeypatch.setattr(pipeline, "split_documents", late)
     (folder / "out").mkdir()
     counts = build(Data.model_validate(data), folder, folder / "out")
     return {row["check"]: row for row in counts["checks"]}
